@@ -27,14 +27,18 @@ class Resolved:
     origin: Mapping[str, str]
 
 
-def setting_names(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every setting's dotted name, in the order of definition."""
+def setting_rows(
+    model: type[BaseModel] = Config, prefix: str = ""
+) -> Iterator[tuple[str, str, str]]:
+    """Name, default and description of every setting."""
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from setting_names(kind, f"{prefix}{name}.")
+            yield from setting_rows(kind, f"{prefix}{name}.")
         else:
-            yield prefix + name
+            default = field.get_default(call_default_factory=True)
+            text = "" if default is None else yaml.safe_dump(default, default_flow_style=True)
+            yield prefix + name, text.removesuffix("...\n").strip(), field.description or ""
 
 
 def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> Resolved:
@@ -65,7 +69,7 @@ def resolve(
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        found += [_explain(dict(fault)) for fault in error.errors(include_url=False)]
+        found += _explanations([dict(fault) for fault in error.errors(include_url=False)])
     if config is not None:
         found += cross_faults(config)
     if config is None or found:
@@ -127,18 +131,29 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _explain(fault: Mapping[str, Any]) -> str:
-    names = list(setting_names())
-    path = [str(part) for part in fault["loc"]]
-    # pydantic names the branch of a union last ("int", "literal[...]"): users know only the setting
-    while len(path) > 1 and ".".join(path) not in names and fault["type"] != "extra_forbidden":
-        path.pop()
+def _explanations(faults: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One line a setting: the branches of a union are joined."""
+    names = [name for name, _, _ in setting_rows()]
+    found: dict[str, list[str]] = {}
+    given: dict[str, str] = {}
+    for fault in faults:
+        path = [str(part) for part in fault["loc"]]
+        if fault["type"] == "extra_forbidden":
+            found[".".join(path)] = [_no_such(path, names)]
+            continue
+        # pydantic names the branch of a union last ("int", "literal[...]"); users know the setting
+        while len(path) > 1 and ".".join(path) not in names:
+            path.pop()
+        message = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+        found.setdefault(".".join(path), []).append(message[0].lower() + message[1:])
+        given[".".join(path)] = f" (given: {fault['input']!r})"
+    return [f"{name}: {', or '.join(found[name])}{given.get(name, '')}" for name in found]
+
+
+def _no_such(path: Sequence[str], names: Sequence[str]) -> str:
     name = ".".join(path)
-    if fault["type"] == "extra_forbidden":
-        groups = sorted({known.rpartition(".")[0] for known in names} - {""})
-        near = difflib.get_close_matches(name, [*names, *groups], n=1, cutoff=0.6)
-        last = [known for known in names if known.rpartition(".")[2] == path[-1]]
-        guess = (near or last or [""])[0]
-        return f"{name}: no such setting" + (f"; did you mean {guess}?" if guess else "")
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{name}: {message[0].lower()}{message[1:]} (given: {fault['input']!r})"
+    groups = sorted({known.rpartition(".")[0] for known in names} - {""})
+    near = difflib.get_close_matches(name, [*names, *groups], n=1, cutoff=0.6)
+    last = [known for known in names if known.rpartition(".")[2] == path[-1]]
+    guess = (near or last or [""])[0]
+    return "no such setting" + (f"; did you mean {guess}?" if guess else "")

@@ -67,8 +67,8 @@ class LoraSettings(Settings):
     )
     targets: Literal["all-linear", "attention"] | tuple[str, ...] = Field(
         "all-linear",
-        description="Which linear layers get an adapter: every one but the head (QLoRA, section 4), "
-        "those of attention, or a list of module names.",
+        description="Which linear layers get an adapter: every one but the head (QLoRA, section "
+        "4), those of attention, or a list of module names.",
     )
     rslora: bool = Field(
         False, description="Rank-stabilized scale, alpha / sqrt(rank) (arXiv:2312.03732)."
@@ -97,12 +97,12 @@ class DataSettings(Settings):
         gt=0,
         description="What is split off: a fraction below 1, else a number of rows.",
     )
-    format: Literal[
-        "auto", "instruction", "completion", "messages", "sharegpt", "text"
-    ] = Field("auto", description="How to read a row; `auto` recognises it and says so.")
+    format: Literal["auto", "instruction", "completion", "messages", "sharegpt", "text"] = Field(
+        "auto", description="How to read a row; `auto` recognises it and says so."
+    )
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="Which column plays which part, e.g. {instruction: question, response: answer}.",
+        description="Which column plays which part, e.g. {instruction: question, response: text}.",
     )
     template: Text = Field(
         "auto",
@@ -177,7 +177,7 @@ class TrainSettings(Settings):
     )
     checkpointing: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Recompute activations in the backward pass: `auto` only where memory needs it.",
+        description="Recompute activations in the backward pass; `auto`: where memory is short.",
     )
     memory_limit: str = Field(
         "auto",
@@ -187,9 +187,7 @@ class TrainSettings(Settings):
     eval_every: int | Literal["epoch"] = Field(
         "epoch", description="Steps between evaluations on the held-out rows."
     )
-    save_every: int | Literal["epoch"] = Field(
-        "epoch", description="Steps between checkpoints."
-    )
+    save_every: int | Literal["epoch"] = Field("epoch", description="Steps between checkpoints.")
     keep: int = Field(2, ge=1, description="Newest checkpoints that stay on disk, beside the best.")
     patience: int | None = Field(
         None, ge=1, description="Stop after so many evaluations without a better held-out loss."

@@ -1,0 +1,86 @@
+"""The `halfbyte` command: arguments in, tables out. Commands load only when they are called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any, Final
+
+import click
+
+from halfbyte import __version__
+from halfbyte.errors import HalfbyteError
+
+# name: (module, attribute, help). The help stands here so that `halfbyte --help` loads no command.
+COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
+    "train": ("training", "train", "Fine-tune a base with a recipe."),
+    "resume": ("training", "resume", "Go on with a stopped run, exactly."),
+    "generate": ("generating", "generate", "Answer a prompt with a run or a base."),
+    "eval": ("evaluate", "evaluate", "Score one model on held-out rows."),
+    "compare": ("evaluate", "compare", "Base against tuned, row by row, with statistics."),
+    "report": ("evaluate", "report", "Write a run's report: HTML, Markdown, JSON, text."),
+    "merge": ("ship", "merge", "Merge an adapter into its base, with proof."),
+    "export": ("ship", "export", "Export for PEFT, safetensors, GGUF, Ollama or vLLM."),
+    "runs": ("runs", "runs", "List, show and remove runs."),
+    "data": ("data", "data", "Check, preview, count, split and convert data."),
+    "models": ("models", "models", "List, fetch and quantize bases."),
+    "recipes": ("settings", "recipes", "List the recipes."),
+    "config": ("settings", "config", "List every setting, or resolve a recipe."),
+    "doctor": ("doctor", "doctor", "What this machine is, has and can hold."),
+}
+
+
+class Commands(click.Group):
+    """A group whose commands are imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """The names, in the order of a user's way through them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the command's module now."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(f"halfbyte.cli.{module}"), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"halfbyte.cli.{module}.{attribute} is not a command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the table of commands from COMMANDS, loading none."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry[2]) for name, entry in COMMANDS.items()])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="halfbyte")
+def cli() -> None:
+    """Fine-tune open language models, and prove on held-out rows that the result is better.
+
+    Exit codes: 0 done, 2 bad input, 3 memory or disk short, 4 something to fetch or install
+    first, 5 training cannot go on, 6 evidence not there, 130 or 143 stopped after saving.
+    """
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run a command; every halfbyte error becomes its message and its exit code."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked workers warn otherwise
+    try:
+        return cli.main(args=arguments, prog_name="halfbyte", standalone_mode=False)
+    except HalfbyteError as error:
+        click.echo(click.style("error: ", fg="red", bold=True) + error.message, err=True)
+        if error.hint:
+            click.echo(click.style("next:  ", fg="cyan") + error.hint, err=True)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except BrokenPipeError:  # `halfbyte … | head` closes our output: that is no error
+        sys.stderr.close()
+        sys.exit(0)
