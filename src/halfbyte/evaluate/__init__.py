@@ -1,0 +1,1 @@
+"""Evaluation: scores of answers, paired statistics, comparisons with a verdict, reports."""

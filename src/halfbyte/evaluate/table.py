@@ -1,0 +1,47 @@
+"""The compare table as plain rows of text: the console, Markdown and the report print the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from halfbyte.evaluate.compare import Comparison
+from halfbyte.evaluate.metric import Metric
+from halfbyte.evaluate.verdict import ALPHA, show_difference, show_interval, show_value
+
+HEADER: Final = ("score", "base", "tuned", "difference", "95 % interval", "p (Holm)", "+ / − / =")
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One metric: its `cells` fit HEADER; `outcome` is better, worse, or empty where not shown."""
+
+    name: str
+    group: str
+    cells: tuple[str, ...]
+    outcome: str
+
+
+def table_rows(comparison: Comparison) -> list[TableRow]:
+    """All metrics, the headline first, the rest in the order of their groups."""
+    metrics = sorted(comparison.metrics, key=lambda m: m.info.name != comparison.headline)
+    return [_row(metric, comparison.headline) for metric in metrics]
+
+
+def _row(metric: Metric, headline: str) -> TableRow:
+    main = metric.info.name == headline
+    p = metric.p if main else metric.p_holm
+    cells = (
+        metric.info.name,
+        show_value(metric, metric.base),
+        show_value(metric, metric.tuned),
+        show_difference(metric),
+        show_interval(metric),
+        "" if p is None else ("<0.001" if p < 0.001 else f"{p:.3f}"),
+        f"{metric.wins} / {metric.losses} / {metric.ties}"
+        if metric.info.better != "neither"
+        else "",
+    )
+    shown = p is not None and p < ALPHA and (metric.low > 0 or metric.high < 0)
+    outcome = ("better" if metric.improved else "worse") if shown else ""
+    return TableRow(metric.info.name, metric.info.group, cells, outcome)
