@@ -1,0 +1,24 @@
+"""Generation: the only sampler, and the engine that chat, evaluation and serving share."""
+
+from halfbyte.infer.engine import Engine, Limits
+from halfbyte.infer.records import (
+    PRESETS,
+    Completion,
+    Constraint,
+    Request,
+    Sampling,
+    TokenLogprob,
+    Update,
+)
+
+__all__ = [
+    "PRESETS",
+    "Completion",
+    "Constraint",
+    "Engine",
+    "Limits",
+    "Request",
+    "Sampling",
+    "TokenLogprob",
+    "Update",
+]

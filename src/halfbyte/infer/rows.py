@@ -1,0 +1,198 @@
+"""Rows under way, and the cache slots they sit in."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from halfbyte.infer.cache import KVCache
+from halfbyte.infer.records import Completion, Finish, Request, TokenLogprob
+from halfbyte.infer.sampler import Chooser
+from halfbyte.infer.text import TextStream
+
+SHARE_FROM: Final = 16  # a shorter common beginning is computed faster than it is waited for
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One answer under way. `ids`: prompt and answer so far, of which `computed` are cached."""
+
+    ticket: int
+    request: Request
+    adapter: Hashable | None
+    chooser: Chooser
+    stops: frozenset[int]
+    stream: TextStream
+    ids: list[int]
+    slot: int = -1
+    computed: int = 0
+    cached: int = 0
+    shown: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    @property
+    def need(self) -> int:
+        """Cache places this row may take at most: the last token of an answer is never fed."""
+        return len(self.request.ids) + self.request.sampling.max_new_tokens - 1
+
+    @property
+    def answer(self) -> list[int]:
+        """The tokens generated so far."""
+        return self.ids[len(self.request.ids) :]
+
+    def finished(self, finish: Finish, stop: int | str | None = None) -> Completion:
+        """The completion, once nothing more will come."""
+        wanted = self.request.sampling.logprobs is not None
+        return Completion(
+            ids=tuple(self.answer),
+            text=self.shown,
+            finish=finish,
+            stop=stop,
+            logprobs=tuple(self.logprobs) if wanted else None,
+            prompt_tokens=len(self.request.ids),
+            cached_tokens=self.cached,
+        )
+
+
+@dataclass(slots=True)
+class _Slot:
+    """What a slot's cache holds: the tokens, and the adapter they were computed with."""
+
+    ids: Sequence[int] = ()
+    adapter: Hashable | None = None
+    row: Row | None = None
+    used: int = 0  # the clock when it was last given away: the oldest is overwritten first
+
+
+class Slots:
+    """Who sits where. A slot that was left keeps its tokens until another row takes it, so that
+    a prompt beginning alike (the next turn of a chat, the same passage) finds them.
+    """
+
+    def __init__(self, cache: KVCache, max_rows: int, max_tokens: int) -> None:
+        self._cache = cache
+        self._max_rows, self._max_tokens = max_rows, max_tokens
+        self._slots: list[_Slot] = []
+        self._clock = 0
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows under way, by slot."""
+        return [slot.row for slot in self._slots if slot.row is not None]
+
+    def room(self, row: Row, ahead: Sequence[Row] = ()) -> bool:
+        """Make room for one more row; false if it has to wait for others to leave.
+
+        `ahead`: rows that will follow, so that memory is taken once for all of them.
+        """
+        busy = self.rows
+        longest = max(other.need for other in [row, *busy])
+        if longest <= self._cache.capacity and len(busy) < len(self._slots):
+            return True
+        if len(busy) >= self._max_rows or (len(busy) + 1) * longest > self._max_tokens:
+            return False
+        capacity = _rounded(max([longest, *(other.need for other in ahead)]), self._max_tokens)
+        wanted = max(len(busy) + 1 + len(ahead), len(self._slots))
+        slots = min(wanted, self._max_rows, self._max_tokens // capacity)
+        if slots <= len(busy):
+            capacity, slots = longest, len(busy) + 1
+        self._reshape(slots, capacity)
+        return True
+
+    def enter(self, row: Row) -> None:
+        """Give the row a slot, with as much of its beginning as some slot holds already."""
+        self._clock += 1
+        source, count = self._longest_match(row)
+        free = [i for i, slot in enumerate(self._slots) if slot.row is None]
+        oldest = min(free, key=lambda i: (len(self._slots[i].ids) > 0, self._slots[i].used))
+        # a row that goes on where a left one ended takes its slot over
+        stays = source in free and 2 * count >= len(self._slots[source].ids)
+        target = source if count and stays else oldest
+        if count and target != source:
+            self._cache.copy(source, target, count)
+        row.slot, row.computed, row.cached = target, count, count
+        slot = _Slot(tuple(row.ids[:count]), row.adapter, row, self._clock)
+        self._slots[target] = slot
+
+    def waits(self, row: Row) -> bool:
+        """Whether a row under way is about to compute much of this row's beginning."""
+        _, have = self._longest_match(row)
+        return any(
+            other.computed < len(other.request.ids)
+            and other.adapter == row.adapter
+            and _common(other.request.ids, row.request.ids) >= have + SHARE_FROM
+            for other in self.rows
+        )
+
+    def computed(self, row: Row, count: int) -> None:
+        """The cache now holds `count` tokens of the row."""
+        row.computed = count
+        self._slots[row.slot].ids = row.ids  # as long as the row is here, its list grows with it
+
+    def leave(self, row: Row) -> None:
+        """The row is done; what it computed stays until its slot is needed."""
+        slot = self._slots[row.slot]
+        slot.row = None
+        slot.ids = tuple(row.ids[: row.computed])
+        row.slot = -1
+
+    def forget(self) -> None:
+        """Forget what free slots hold."""
+        for slot in self._slots:
+            if slot.row is None:
+                slot.ids = ()
+
+    def _longest_match(self, row: Row) -> tuple[int, int]:
+        """The slot that begins most like the row, and how many tokens of it can be taken over:
+        the last token of a prompt is always computed, for its logits.
+        """
+        best, most = -1, 0
+        for index, slot in enumerate(self._slots):
+            if slot.adapter != row.adapter or not slot.ids:
+                continue
+            known = slot.ids if slot.row is None else slot.ids[: slot.row.computed]
+            count = min(_common(known, row.ids), len(row.ids) - 1)
+            if count > most:
+                best, most = index, count
+        return best, most
+
+    def _reshape(self, slots: int, capacity: int) -> None:
+        """Rows move to the first slots; of the rest the latest stay as far as there is room."""
+        order = sorted(
+            range(len(self._slots)),
+            key=lambda i: (self._slots[i].row is None, -self._slots[i].used),
+        )[:slots]
+        moves, kept = [], []
+        for target, source in enumerate(order):
+            slot = self._slots[source]
+            count = min(len(slot.ids) if slot.row is None else slot.row.computed, capacity)
+            moves.append((source, target, count))
+            if slot.row is None:
+                slot.ids = slot.ids[:count]
+            else:
+                slot.row.slot = target
+            kept.append(slot)
+        self._cache.reshape(slots, capacity, moves)
+        self._slots = kept + [_Slot() for _ in range(slots - len(kept))]
+
+
+def _rounded(tokens: int, limit: int) -> int:
+    """A capacity with some room for the next, slightly longer row."""
+    return min(-(-tokens // 64) * 64, max(limit, tokens))
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two rows have in common at their beginning."""
+    low, high = 0, min(len(one), len(other))
+    one, other = list(one[:high]), list(other[:high])
+    if one == other:
+        return high
+    # the first `low` are known to agree, the first `high` to differ; comparing slices runs in C
+    while high - low > 1:
+        middle = (low + high) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
