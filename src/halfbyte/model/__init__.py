@@ -1,0 +1,1 @@
+"""Bases, quantization, adapters, fast paths, memory arithmetic: everything that holds weights."""
