@@ -1,0 +1,62 @@
+"""Training: a loop that yields events, exact checkpoints, and the consumers of events."""
+
+from halfbyte.train.checkpoint import Found, Saver, fault, load_weights, newest_verified, resume
+from halfbyte.train.events import (
+    Evaluated,
+    Event,
+    Finished,
+    Resumed,
+    Saved,
+    Shrunk,
+    Skipped,
+    Started,
+    Stepped,
+    Stopped,
+    to_record,
+)
+from halfbyte.train.held_out import held_out_loss
+from halfbyte.train.loop import Hooks, fit
+from halfbyte.train.optimizers import OptimizerSettings, build_optimizer
+from halfbyte.train.schedules import Schedule
+from halfbyte.train.signals import Stop
+from halfbyte.train.state import (
+    Progress,
+    Source,
+    State,
+    Update,
+    make_accelerator,
+    prepare_state,
+)
+
+__all__ = [
+    "Evaluated",
+    "Event",
+    "Finished",
+    "Found",
+    "Hooks",
+    "OptimizerSettings",
+    "Progress",
+    "Resumed",
+    "Saved",
+    "Saver",
+    "Schedule",
+    "Shrunk",
+    "Skipped",
+    "Source",
+    "Started",
+    "State",
+    "Stepped",
+    "Stop",
+    "Stopped",
+    "Update",
+    "build_optimizer",
+    "fault",
+    "fit",
+    "held_out_loss",
+    "load_weights",
+    "make_accelerator",
+    "newest_verified",
+    "prepare_state",
+    "resume",
+    "to_record",
+]
