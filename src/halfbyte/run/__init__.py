@@ -12,7 +12,7 @@ from halfbyte.run.folder import RunFolder
 from halfbyte.run.lock import Holder
 from halfbyte.run.metrics import MetricsLog, read_metrics, rewind
 from halfbyte.run.receipt import Difference, Receipt, Resumption, package_versions
-from halfbyte.run.summary import RunSummary, summarize
+from halfbyte.run.summary import RunDetails, RunSummary, describe, summarize
 
 __all__ = [
     "Difference",
@@ -20,9 +20,11 @@ __all__ = [
     "MetricsLog",
     "Receipt",
     "Resumption",
+    "RunDetails",
     "RunFolder",
     "RunSummary",
     "atomic_folder",
+    "describe",
     "folder_bytes",
     "package_versions",
     "read_metrics",

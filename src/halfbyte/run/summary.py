@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import yaml
@@ -88,3 +88,51 @@ def _facts(records: Iterable[Record]) -> dict[str, Any]:
             case "finished":
                 facts["status"] = "finished"
     return facts
+
+
+@dataclass(frozen=True, slots=True)
+class RunDetails:
+    """One run in full, as `halfbyte runs show` tells it; all fields are plain JSON values.
+
+    `evaluations`, `skipped`: those records of metrics.jsonl. `checkpoints`: step, path, bytes,
+    best. `contents`: what else the folder holds, name to bytes. `receipt`: None before it exists.
+    """
+
+    summary: RunSummary
+    evaluations: list[Record]
+    skipped: list[Record]
+    checkpoints: list[Record]
+    contents: dict[str, int]
+    receipt: Record | None
+
+
+def describe(run: RunFolder) -> RunDetails:
+    """Read everything about a run that people ask for."""
+    summary = summarize(run)
+    records = list(read_metrics(run.metrics))
+    try:
+        receipt = asdict(Receipt.read(run.receipt))
+    except IntegrityError:
+        receipt = None
+    return RunDetails(
+        summary=summary,
+        evaluations=[one for one in records if one.get("event") == "evaluated"],
+        skipped=[one for one in records if one.get("event") == "skipped"],
+        checkpoints=[
+            {
+                "step": step,
+                "path": str(path),
+                "bytes": folder_bytes(path),
+                "best": step == summary.best_step,
+            }
+            for step, path in run.checkpoint_steps()
+        ],
+        contents={
+            path.name + ("/" if path.is_dir() else ""): folder_bytes(path)
+            if path.is_dir()
+            else path.stat().st_size
+            for path in sorted(run.path.iterdir())
+            if path != run.checkpoints
+        },
+        receipt=receipt,
+    )

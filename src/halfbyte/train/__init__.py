@@ -1,6 +1,7 @@
 """Training: a loop that yields events, exact checkpoints, and the consumers of events."""
 
 from halfbyte.train.checkpoint import Found, Saver, fault, load_weights, newest_verified, resume
+from halfbyte.train.console import ConsoleProgress
 from halfbyte.train.events import (
     Evaluated,
     Event,
@@ -16,7 +17,9 @@ from halfbyte.train.events import (
 )
 from halfbyte.train.held_out import held_out_loss
 from halfbyte.train.loop import Hooks, fit
+from halfbyte.train.observers import JsonLines, Observer, TensorBoard, observe
 from halfbyte.train.optimizers import OptimizerSettings, build_optimizer
+from halfbyte.train.plot import Losses, LossPlot, draw_losses
 from halfbyte.train.schedules import Schedule
 from halfbyte.train.signals import Stop
 from halfbyte.train.state import (
@@ -29,11 +32,16 @@ from halfbyte.train.state import (
 )
 
 __all__ = [
+    "ConsoleProgress",
     "Evaluated",
     "Event",
     "Finished",
     "Found",
     "Hooks",
+    "JsonLines",
+    "LossPlot",
+    "Losses",
+    "Observer",
     "OptimizerSettings",
     "Progress",
     "Resumed",
@@ -48,14 +56,17 @@ __all__ = [
     "Stepped",
     "Stop",
     "Stopped",
+    "TensorBoard",
     "Update",
     "build_optimizer",
+    "draw_losses",
     "fault",
     "fit",
     "held_out_loss",
     "load_weights",
     "make_accelerator",
     "newest_verified",
+    "observe",
     "prepare_state",
     "resume",
     "to_record",

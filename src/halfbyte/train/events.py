@@ -97,7 +97,7 @@ class Evaluated:
     @property
     def perplexity(self) -> float:
         """exp(loss): infinite rather than an overflow."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return math.inf if self.loss > 700 else math.exp(self.loss)
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,7 +214,7 @@ class State:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def share(self, rows: Sequence[int]) -> Sequence[int]:
-        """This process's part of a step's rows; neighbours stay together: they may share prefixes."""
+        """This process's part of a step's rows; neighbours, as they may share prefixes."""
         count, process = self.accelerator.num_processes, self.accelerator.process_index
         return rows[len(rows) * process // count : len(rows) * (process + 1) // count]
 
