@@ -9,9 +9,10 @@ from typing import Final
 from halfbyte.errors import IntegrityError, MissingError
 from halfbyte.model.cache import build_folder, cache_dir, file_hash
 from halfbyte.model.catalogue import Entry
+from halfbyte.model.pretokenizers import PRETOKENIZERS
 
 # Part of the folder's name: a change in how we convert must not meet folders made before it.
-_FORM: Final = "bf16-1"
+_FORM: Final = "bf16-2"
 
 
 def packaged_gguf(entry: Entry) -> Path:
@@ -77,5 +78,17 @@ def _convert(gguf: Path, folder: Path) -> None:
             f"{gguf}: transformers cannot read this GGUF file: {error}",
             hint="Use the model's safetensors folder or hub id instead.",
         ) from None
+    # transformers cuts by GPT-2's rule where it does not know the one the file names
+    rule = PRETOKENIZERS.get(_named_rule(gguf))
+    if rule is not None:
+        tokenizer.backend_tokenizer.pre_tokenizer = rule
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _named_rule(gguf: Path) -> str:
+    """What the file calls its tokenizer's cutting rule; empty where it names none."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    return str(field.contents()) if field is not None else ""
