@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from halfbyte.data.records import Batch
+from halfbyte.model.fast import attention
 from halfbyte.model.fast.head import Head, nll_sum, nll_values
-from halfbyte.model.fast.layout import additive_mask, allowed, longest
+from halfbyte.model.fast.layout import additive_mask, allowed, blocks, longest
 
 __all__ = ["TokenLoss"]
 
@@ -27,6 +28,9 @@ class TokenLoss(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.fast = True
+        attention.register()
+        self._causal.set_attn_implementation(attention.NAME)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The sum of the batch's token losses, a float32 scalar, not divided by anything."""
@@ -47,12 +51,19 @@ class TokenLoss(nn.Module):
     def _hidden(self, batch: Batch) -> torch.Tensor:
         """Hidden states [N, H] of the places that predict."""
         decoder = self._causal.base_model
+        layout = None
+        if self.fast:
+            layout = attention.Layout(blocks(batch, self._causal.dtype))
+            extra = {"layout": layout, "attention_mask": batch.input_ids.new_zeros(1,1,1,1)}
+        else:
+            extra = {"attention_mask": self._mask(batch)}
         output = decoder(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
-            attention_mask=self._mask(batch),
             use_cache=False,
+            **extra,
         )
+        assert layout is None or layout.layers
         return output.last_hidden_state.flatten(0, 1).index_select(0, batch.predict)
 
     def _mask(self, batch: Batch) -> torch.Tensor | dict[str, torch.Tensor]:

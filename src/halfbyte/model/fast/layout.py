@@ -1,12 +1,100 @@
-"""Who may attend to whom in a batch: computed once from its segments, used by every layer."""
+"""Who may attend to whom in a batch: worked out once from its segments, used by every layer."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
 from halfbyte.data.records import Batch, Segment
 
-__all__ = ["additive_mask", "allowed", "enter_leave", "longest"]
+__all__ = ["Block", "additive_mask", "allowed", "blocks", "enter_leave", "longest"]
+
+# Queries of a long segment are taken in pieces, so that most of the half of the square that
+# causality forbids is never computed. Smaller pieces save more of it but make thinner products.
+QUERIES = 128
+# A whole small tree is one masked product: below so many tokens that beats a product a segment.
+TREE = 192
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Queries `start:stop` of sequence `row`, and the places of it they may attend to.
+
+    `keys` are ranges in increasing order. `bias` [stop - start, m], 0 or -inf, is for the last m
+    keys; all queries see all keys before those.
+    """
+
+    row: int
+    start: int
+    stop: int
+    keys: tuple[tuple[int, int], ...]
+    bias: torch.Tensor
+
+
+def blocks(batch: Batch, dtype: torch.dtype) -> list[Block]:
+    """The batch's attention as dense pieces that cover every place of every segment once."""
+    found: list[Block] = []
+    segments = batch.segments
+    _, leave = enter_leave(segments)
+    number = 0
+    while number < len(segments):
+        if segments[number].parent < 0:
+            end = leave[number]
+            family = segments[number:end]
+            if end - number > 1 and family[-1].stop - family[0].start <= TREE:
+                found.append(_tree(family, number, dtype))
+                number = end
+                continue
+        found += _pieces(segments, number, dtype)
+        number += 1
+    device = batch.input_ids.device
+    return [Block(b.row, b.start, b.stop, b.keys, b.bias.to(device)) for b in found]
+
+
+def _pieces(segments: tuple[Segment, ...], number: int, dtype: torch.dtype) -> list[Block]:
+    """One segment's queries, QUERIES at a time, with all its ancestors' places as keys."""
+    segment = segments[number]
+    above: list[tuple[int, int]] = []
+    parent = segment.parent
+    while parent >= 0:
+        above.append((segments[parent].start, segments[parent].stop))
+        parent = segments[parent].parent
+    pieces = []
+    for start in range(segment.start, segment.stop, QUERIES):
+        stop = min(start + QUERIES, segment.stop)
+        keys = _joined([*reversed(above), (segment.start, stop)])
+        pieces.append(Block(segment.row, start, stop, keys, _causal(stop - start, dtype)))
+    return pieces
+
+
+def _tree(family: tuple[Segment, ...], first: int, dtype: torch.dtype) -> Block:
+    """A whole small tree, whose segments lie next to each other in preorder, as one block."""
+    start, stop = family[0].start, family[-1].stop
+    seen = torch.zeros(stop - start, stop - start, dtype=torch.bool)
+    for segment in family:
+        rows = slice(segment.start - start, segment.stop - start)
+        if segment.parent >= 0:
+            above = family[segment.parent - first]
+            seen[rows] = seen[above.stop - start - 1]
+        seen[rows, rows] = torch.ones(rows.stop - rows.start, rows.stop - rows.start).tril().bool()
+    bias = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
+    return Block(family[0].row, start, stop, ((start, stop),), bias)
+
+
+def _causal(n: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.full((n, n), -torch.inf, dtype=dtype).triu_(1)
+
+
+def _joined(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Adjacent ranges as one: a first child lies right behind its parent."""
+    joined = [ranges[0]]
+    for start, stop in ranges[1:]:
+        if start == joined[-1][1]:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    return tuple(joined)
 
 
 def enter_leave(segments: tuple[Segment, ...]) -> tuple[list[int], list[int]]:
@@ -53,6 +141,5 @@ def allowed(batch: Batch, window: int | None = None) -> torch.Tensor:
 def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """[R, L, L] bool into [R, 1, L, L]: 0 where allowed, the type's least number elsewhere."""
     least = torch.finfo(dtype).min
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, least)[
-        :, None
-    ]
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return bias.masked_fill_(~mask, least)[:, None]

@@ -1,12 +1,157 @@
-"""LoRA on a linear layer."""
+"""LoRA on a frozen linear layer as one autograd function, entering through PEFT's module mapping.
+
+Forward: y = x Wᵀ + b + s (drop(x) Aᵀ) Bᵀ with W made dense just for the product. Backward makes it
+dense again instead of keeping it, and keeps only x and the narrow product. A and B stay float32;
+products run in the type of x. Everything else (creation, saving, merging, switching) is PEFT's.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
-__all__ = ["custom_modules"]
+import bitsandbytes as bnb
+import torch
+from peft.tuners.lora import LoraLayer, bnb as peft_bnb
+from peft.tuners.lora.layer import Linear as PeftLinear
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from halfbyte.model.fast import dropout, weights
+
+__all__ = ["FastLinear", "FastLinear4bit", "FastLinear8bit", "custom_modules", "lora_linear"]
 
 
 def custom_modules() -> dict[type[nn.Module], type[nn.Module]]:
-    """What PEFT's custom-module mapping should use instead of its own LoRA layers."""
-    return {}
+    """What PEFT's custom-module mapping should use instead of its own LoRA layers.
+
+    The first match wins, and bitsandbytes' layers are nn.Linear too: the order matters.
+    """
+    return {
+        bnb.nn.Linear4bit: FastLinear4bit,
+        bnb.nn.Linear8bitLt: FastLinear8bit,
+        nn.Linear: FastLinear,
+        Conv1D: FastConv1D,
+    }
+
+
+class _Fast:
+    """The forward pass shared by the layers below; whatever it does not cover goes to PEFT's."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """[..., in] to [..., out] with the active adapter, or without one where none is."""
+        assert isinstance(self, LoraLayer)
+        if args or kwargs or self.slow_reason(x) is not None:
+            result: torch.Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]  # PEFT's
+            return result
+        base = self.get_base_layer()
+        names = [] if self.disable_adapters or self.merged else self._active()
+        if not names:
+            return lora_linear(x, base)
+        name = names[0]
+        rate = getattr(self.lora_dropout[name], "p", 0.0) if self.training else 0.0
+        pair = (self.lora_A[name].weight, self.lora_B[name].weight)
+        return lora_linear(x, base, pair, self.scaling[name], rate)
+
+    def slow_reason(self, x: torch.Tensor) -> str | None:
+        """Why this input takes PEFT's forward pass; None where it takes ours."""
+        assert isinstance(self, LoraLayer)
+        names = self._active()
+        if len(names) > 1:
+            return "several adapters are active at once"
+        if any(name in self.lora_variant or self.lora_bias[name] for name in names):
+            return "the adapter is more than A and B"
+        if self.disable_adapters and self.merged:
+            return "a merged adapter has to be taken out first"
+        if torch.is_autocast_enabled(x.device.type):
+            return "autocast is on"
+        return weights.fault(self.get_base_layer(), x.dtype)
+
+    def _active(self) -> list[str]:
+        return [name for name in self.active_adapters if name in self.lora_A]  # type: ignore[attr-defined]  # LoraLayer's
+
+
+class FastLinear(_Fast, PeftLinear):
+    """Over nn.Linear."""
+
+
+class FastConv1D(_Fast, PeftLinear):
+    """Over transformers' Conv1D (GPT-2), whose weight lies transposed."""
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
+        kwargs["config"].fan_in_fan_out = True
+        super().__init__(base_layer, adapter_name, is_target_conv_1d_layer=True, **kwargs)
+
+
+class FastLinear4bit(_Fast, peft_bnb.Linear4bit):
+    """Over bitsandbytes' Linear4bit (NF4 or FP4)."""
+
+
+class FastLinear8bit(_Fast, peft_bnb.Linear8bitLt):
+    """Over bitsandbytes' Linear8bitLt; products are with the dequantized weight, so that
+    activations are not rounded to 8 bits.
+    """
+
+
+def lora_linear(
+    x: torch.Tensor,
+    base: nn.Module,
+    pair: tuple[torch.Tensor, torch.Tensor] | None = None,
+    scale: float = 1.0,
+    rate: float = 0.0,
+) -> torch.Tensor:
+    """x Wᵀ + bias + scale * (drop(x) Aᵀ) Bᵀ, differentiable by x, A and B.
+
+    Shapes: x [..., in]; `base` a frozen layer that `weights.fault` accepts; `pair` is A [r, in]
+    and B [out, r], or None for the base alone. `rate` is the dropout probability of x before A.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if pair is None:
+        y = _LoraLinear.apply(rows, None, None, base, (scale, 0.0))
+    else:
+        y = _LoraLinear.apply(rows, pair[0], pair[1], base, (scale, rate))
+    return y.view(*x.shape[:-1], -1)
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        a: torch.Tensor | None,
+        b: torch.Tensor | None,
+        base: nn.Module,
+        numbers: tuple[float, float],
+    ) -> torch.Tensor:
+        ctx.base, (ctx.scale, ctx.rate) = base, numbers
+        weight = weights.dense(base, x.dtype).T
+        y = torch.mm(x, weight) if base.bias is None else torch.addmm(base.bias, x, weight)
+        if a is None or b is None:
+            ctx.save_for_backward(None, None, None, None)
+            return y
+        ctx.seed = dropout.draw_seed() if ctx.rate else 0
+        dropped = dropout.apply(x, ctx.rate, ctx.seed) if ctx.rate else x
+        narrow = torch.mm(dropped, a.to(x.dtype).T).mul_(ctx.scale)
+        y.addmm_(narrow, b.to(x.dtype).T)
+        ctx.save_for_backward(x, a, b, narrow)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        dy = gradients[0]
+        x, a, b, narrow = ctx.saved_tensors
+        needs_x, needs_a, needs_b = ctx.needs_input_grad[:3]
+        dx = torch.mm(dy, weights.dense(ctx.base, dy.dtype)) if needs_x else None
+        if a is None:
+            return dx, None, None, None, None
+        back = torch.mm(dy, b.to(dy.dtype)).mul_(ctx.scale)
+        db = torch.mm(dy.T, narrow).to(b.dtype) if needs_b else None
+        da = None
+        if needs_a:
+            dropped = dropout.apply(x, ctx.rate, ctx.seed) if ctx.rate else x
+            da = torch.mm(back.T, dropped).to(a.dtype)
+        if dx is not None and ctx.rate:
+            dx.add_(dropout.apply(torch.mm(back, a.to(dy.dtype)), ctx.rate, ctx.seed))
+        elif dx is not None:
+            dx.addmm_(back, a.to(dy.dtype))
+        return dx, da, db, None, None
