@@ -10,17 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from halfbyte.errors import InputError
-from halfbyte.evaluate.metric import Metric
+from halfbyte.evaluate.metric import Metric, test_p
 from halfbyte.evaluate.records import Column, Evaluation, ScoreInfo
 from halfbyte.evaluate.scores.registry import pool_of, pooled
 from halfbyte.evaluate.statistics import (
     Pair,
     Resampling,
     difference,
-    exchange_p,
     holm,
     influence_spread,
-    mcnemar_p,
     paired_interval,
     ratio,
     rows_needed,
@@ -204,7 +202,7 @@ def _metric(base: Column, tuned: Column, indices: Sequence[int], draw: Resamplin
         ratio=_finite(times.estimate),
         ratio_low=_finite(times.low),
         ratio_high=_finite(times.high),
-        p=mcnemar_p(len(gained), len(lost)) if info.binary else exchange_p(pair, difference, draw),
+        p=test_p(pair, info, draw),
         p_holm=None,
         wins=int(wins.sum()),
         losses=int(losses.sum()),

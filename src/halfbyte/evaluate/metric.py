@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from halfbyte.evaluate.records import ScoreInfo
+from halfbyte.evaluate.statistics import Pair, Resampling, difference, exchange_p, mcnemar_p
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +48,12 @@ class Metric:
         if self.info.better == "neither":
             return False
         return self.difference > 0 if self.info.better == "higher" else self.difference < 0
+
+
+def test_p(pair: Pair, info: ScoreInfo, draw: Resampling) -> float:
+    """Two-sided p of "no difference": McNemar's exact test for right/wrong scores, else the paired
+    randomization test."""
+    if not info.binary:
+        return exchange_p(pair, difference, draw)
+    change = pair.tuned[:, 0] - pair.base[:, 0]  # a mean's statistics are (value, 1)
+    return mcnemar_p(int(np.count_nonzero(change > 0)), int(np.count_nonzero(change < 0)))

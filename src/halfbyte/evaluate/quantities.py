@@ -130,7 +130,7 @@ class Quantity:
 
     def matches(self, other: Quantity) -> bool:
         """The same value, however written; units differ only where both have one."""
-        same = isclose(self.value, other.value, rel_tol=1e-9, abs_tol=1e-12)
+        same = isclose(self.value, other.value, rel_tol=1e-12, abs_tol=1e-12)
         return same and (not self.unit or not other.unit or self.unit == other.unit)
 
 

@@ -75,10 +75,15 @@ def _headline_sentence(metric: Metric, outcome: Outcome) -> str:
 def _others(gains: Sequence[str], losses: Sequence[str]) -> str:
     text = ""
     if gains:
-        text += f" Better after correction for many scores: {', '.join(gains)}."
+        text += f" Better after correction for many scores: {_some(gains)}."
     if losses:
         text += f" Worse after correction: {', '.join(losses)}."
     return text
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def show_value(metric: Metric, value: float) -> str:

@@ -65,7 +65,7 @@ def same_answer(given: str, wanted: str) -> bool:
     money = {"dollar", "euro", "rupee"}
     units = {left.unit, right.unit}
     same_unit = len(units) == 1 or (units - {""} <= money and "" in units)
-    return same_unit and isclose(left.value, right.value, rel_tol=1e-9, abs_tol=1e-12)
+    return same_unit and isclose(left.value, right.value, rel_tol=1e-12, abs_tol=1e-12)
 
 
 def _differ_in_value(given: str, wanted: str) -> bool:
@@ -73,7 +73,7 @@ def _differ_in_value(given: str, wanted: str) -> bool:
     left, right = single_quantity(given), single_quantity(wanted)
     if left is None or right is None:
         return False
-    return not isclose(left.value, right.value, rel_tol=1e-9, abs_tol=1e-12)
+    return not isclose(left.value, right.value, rel_tol=1e-12, abs_tol=1e-12)
 
 
 @score(Kind(_GROUP), applies=_has_reference)
