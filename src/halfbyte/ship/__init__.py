@@ -1,0 +1,1 @@
+"""Shipping: adapters merged with proof, and exported into the forms other engines open."""
