@@ -1,0 +1,180 @@
+"""Building encoded data: read, check, split, audit, encode, each a pass over rows on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from halfbyte.config import DataSettings
+from halfbyte.data.audit import Audit, Part, audit
+from halfbyte.data.encoded import EncodedSet, EncodedWriter
+from halfbyte.data.example_json import load_example
+from halfbyte.data.faults import Fault, FaultLog
+from halfbyte.data.fit import Losses, fit
+from halfbyte.data.records import Encoded
+from halfbyte.data.report import Report, SetReport
+from halfbyte.data.sources import Source
+from halfbyte.data.split import choose_held_out
+from halfbyte.data.stage import Reading, Staged, stage
+from halfbyte.data.templates import Template
+from halfbyte.errors import DataError
+
+Progress = Callable[[str, int, int], None]  # what is being done, rows done, rows in all
+REPORT: Final = "report.json"
+_REJECTS: Final = "rejects.jsonl"
+_BATCH: Final = 256  # rows that are encoded at once
+_UNTRAINED: Final = "0 trained tokens"
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row on its way: its index among the staged ones, its place and its line of JSON."""
+
+    index: int
+    where: str
+    line: bytes
+    encoded: Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Makes the folder of encoded rows that these settings ask for."""
+
+    settings: DataSettings
+    template: Template
+    progress: Progress = silent
+
+    def into(self, temp: Path, final: Path, train: Source, valid: Source | None) -> None:
+        """Fill the folder `temp`, which will be called `final`.
+
+        Raises:
+            DataError: faults in the data, or nothing to train.
+            IntegrityError: a hostile template.
+        """
+        with ExitStack() as stack:
+            rejects = stack.enter_context((temp / _REJECTS).open("wb"))
+            faults = FaultLog(rejects if self.settings.skip_bad else None)
+            parts = self._parts(train, valid, temp, faults)
+            found, kept = self._audited(*parts)
+            train_report = self._encode(kept, temp / "train", faults)
+            valid_report = self._encode(parts[1], temp / "valid", faults)
+        report = Report(
+            template=self.template.name,
+            train=train_report,
+            valid=valid_report,
+            duplicates=found.duplicates,
+            leakage=found.leakage,
+            leaks_dropped=len(parts[0].rows) - len(kept.rows),
+            bad=dict(faults.counts),
+            rejects=str(final / _REJECTS) if faults else None,
+        )
+        (temp / REPORT).write_text(report.to_json(), encoding="utf-8")
+        for path in temp.glob("staged-*"):
+            path.unlink()
+
+    def _parts(
+        self, train: Source, valid: Source | None, temp: Path, faults: FaultLog
+    ) -> tuple[Part, Part]:
+        """The training rows and the held-out rows, read and checked."""
+        given = self.settings
+        reading = Reading(given.format, given.columns, given.system, given.limit)
+        self.progress("reading", 0, 0)
+        staged = stage(train, reading, temp / "staged-train", faults)
+        if valid is None:
+            self._settle(faults, staged.rows)
+            out = choose_held_out(staged.prompt_keys, given.valid_size)
+            every = np.arange(len(staged))
+            return Part(staged, every[~out]), Part(staged, every[out])
+        reading = Reading(given.format, given.columns, given.system)
+        held = stage(valid, reading, temp / "staged-valid", faults)
+        self._settle(faults, staged.rows + held.rows)
+        return _whole(staged), _whole(held)
+
+    def _settle(self, faults: FaultLog, rows: int) -> None:
+        if faults and not self.settings.skip_bad:
+            raise faults.error(rows, self.settings.train)
+
+    def _audited(self, train: Part, valid: Part) -> tuple[Audit, Part]:
+        """What the audit found, and the training rows that stay."""
+        self.progress("auditing", 0, 0)
+        found = audit(train, valid)
+        if len(found.leaking) and self.settings.leakage == "fail":
+            raise DataError(
+                f"{len(found.leaking):,} of {len(train.rows):,} training rows stand in the "
+                "held-out rows:",
+                [f"{match.row} = {match.other}" for match in found.leakage.first],
+                "Remove them, or leave them out with data.leakage=drop.",
+            )
+        if self.settings.leakage == "report":
+            return found, train
+        return found, Part(train.staged, np.setdiff1d(train.rows, found.leaking))
+
+    def _encode(self, part: Part, folder: Path, faults: FaultLog) -> SetReport:
+        losses = Losses()
+        before = len(faults)
+        with EncodedWriter(folder) as writer:
+            for row in self._encoded(part, faults):
+                kept = self._fitted(row, losses, faults)
+                if kept is not None:
+                    line = int(part.staged.places[row.index, 1])
+                    key = int(part.staged.prompt_keys[row.index])
+                    writer.append(kept, row.line, line, key)
+        if len(faults) > before:
+            self._settle(faults, len(part.rows))
+        if not len(writer):
+            raise self._nothing_left(part, losses)
+        name, form = part.staged.name, str(part.staged.format)
+        return SetReport.of(name, form, EncodedSet(folder), losses)
+
+    def _nothing_left(self, part: Part, losses: Losses) -> DataError:
+        return DataError(
+            f"{part.staged.name}: {_UNTRAINED}: of {len(part.rows):,} rows "
+            f"{losses.rows_dropped:,} are longer than data.max_length={self.settings.max_length}, "
+            "and none is left",
+            hint="Raise data.max_length, or set data.too_long=cut_prompt.",
+        )
+
+    def _encoded(self, part: Part, faults: FaultLog) -> Iterator[_Row]:
+        staged, total = part.staged, len(part.rows)
+        for start in range(0, total, _BATCH):
+            self.progress("encoding", start, total)
+            indices = [int(index) for index in part.rows[start : start + _BATCH]]
+            lines = [staged.lines[index] for index in indices]
+            rows = self.template.encode_many(
+                [load_example(line) for line in lines], self.settings.train_on
+            )
+            for index, line, row in zip(indices, lines, rows, strict=True):
+                if isinstance(row, Fault):
+                    faults.add(row.at(staged.where(index)), json.loads(line))
+                else:
+                    yield _Row(index, staged.where(index), line, row)
+        self.progress("encoding", total, total)
+
+    def _fitted(self, row: _Row, losses: Losses, faults: FaultLog) -> Encoded | None:
+        """The row as it is stored; None, and counted, where it is not."""
+        limit, whole = self.settings.max_length, row.encoded
+        fault = None
+        if not whole.trained.any():
+            fault = Fault(_UNTRAINED, "no token of it would be trained")
+        elif len(whole) > limit and self.settings.too_long == "fail":
+            fault = Fault("too long", f"{len(whole):,} ids, data.max_length is {limit:,}")
+        if fault is not None:
+            faults.add(fault.at(row.where), json.loads(row.line))
+            return None
+        kept = fit(whole, limit, self.settings.too_long, self.template.tokens.bos)
+        losses.note(whole, kept)
+        return kept
+
+
+def _whole(staged: Staged) -> Part:
+    return Part(staged, np.arange(len(staged)))

@@ -1,0 +1,46 @@
+"""Examples as JSON lines: the form they are stored in, which our own reader reads again."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from halfbyte.data.records import Example, Message
+
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, default=str, separators=(",", ":"))
+
+
+def dump_example(example: Example) -> bytes:
+    """One line of JSON, without its line break; the `messages` or the `text` format."""
+    row: dict[str, Any] = {}
+    if example.text is not None:
+        row["text"] = example.text
+    else:
+        row["messages"] = [_message(message) for message in example.messages]
+    if example.context is not None:
+        row["context"] = example.context
+    if example.facts:
+        row["facts"] = example.facts
+    if example.extra:
+        row["extra"] = dict(example.extra)
+    return _ENCODER.encode(row).encode()
+
+
+def load_example(line: bytes) -> Example:
+    """The inverse of `dump_example`."""
+    row = json.loads(line)
+    return Example(
+        messages=tuple(
+            Message(message["role"], message["content"], message.get("weight", 1))
+            for message in row.get("messages", ())
+        ),
+        context=row.get("context"),
+        text=row.get("text"),
+        facts=tuple(row.get("facts", ())),
+        extra=row.get("extra", {}),
+    )
+
+
+def _message(message: Message) -> dict[str, Any]:
+    row: dict[str, Any] = {"role": message.role, "content": message.content}
+    return row if message.weight else {**row, "weight": 0}

@@ -1,0 +1,135 @@
+"""Staging: rows are read once, checked, and wait on disk with their keys for split and audit."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from halfbyte.data.example_json import dump_example, load_example
+from halfbyte.data.faults import Fault, FaultLog
+from halfbyte.data.formats import Format, recognise, to_example
+from halfbyte.data.lines import Lines, LineWriter
+from halfbyte.data.readers import Raw
+from halfbyte.data.records import Example
+from halfbyte.data.sources import Source
+from halfbyte.data.split import Keys, prompt_key, row_key
+from halfbyte.errors import DataError
+
+_HEAD: Final = 100  # rows that are held to recognise the format
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How rows are to be read; see the settings of the same names."""
+
+    format: str = "auto"
+    columns: Mapping[str, str] | None = None
+    system: str | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Staged:
+    """Good rows on disk. `files` and `places` say where each stood; `rows` counts the bad too."""
+
+    name: str
+    format: Format
+    lines: Lines
+    prompt_keys: Keys
+    row_keys: Keys
+    files: tuple[str, ...]
+    places: np.ndarray[Any, np.dtype[np.int64]]
+    rows: int
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def example(self, index: int) -> Example:
+        """The row."""
+        return load_example(self.lines[index])
+
+    def where(self, index: int) -> str:
+        """Its place, `file:line`."""
+        file, line = self.places[index]
+        return f"{self.files[file]}:{line}"
+
+
+def examples(
+    source: Source, reading: Reading, faults: FaultLog
+) -> tuple[Format, Iterator[tuple[Raw, Example]]]:
+    """The format of a source, and its good rows with their places; bad rows go to `faults`.
+
+    Raises:
+        DataError: no row can be read, or no format fits.
+    """
+    rows = source.rows()
+    head = list(islice(rows, _HEAD))
+    good = [raw.value for raw in head if not isinstance(raw.value, Fault)]
+    while not good and (raw := next(rows, None)) is not None:
+        head.append(raw)
+        good += [raw.value] if not isinstance(raw.value, Fault) else []
+    if not good:
+        for raw in head:
+            assert isinstance(raw.value, Fault)
+            faults.add(raw.value.at(raw.where))
+        raise (
+            faults.error(len(head), source.name)
+            if head
+            else DataError(f"{source.name}: there are no rows in it")
+        )
+    form = recognise(good, reading.format, reading.columns or {}, source.name)
+    return form, _good(chain(head, rows), form, reading, faults)
+
+
+def _good(
+    rows: Iterator[Raw], form: Format, reading: Reading, faults: FaultLog
+) -> Iterator[tuple[Raw, Example]]:
+    found = 0
+    for raw in rows:
+        if reading.limit is not None and found >= reading.limit:
+            return
+        row = (
+            raw.value
+            if isinstance(raw.value, Fault)
+            else to_example(raw.value, form, reading.system)
+        )
+        if isinstance(row, Fault):
+            faults.add(row.at(raw.where), raw.source or raw.value)
+        else:
+            found += 1
+            yield raw, row
+
+
+def stage(source: Source, reading: Reading, path: Path, faults: FaultLog) -> Staged:
+    """Read a source into `path` (and files beside it); bad rows go to `faults`.
+
+    Raises:
+        DataError: no row can be read, or no format fits.
+    """
+    bad = len(faults)
+    form, rows = examples(source, reading, faults)
+    prompts, whole, places = array("Q"), array("Q"), array("q")
+    files: dict[str, int] = {}
+    with LineWriter(path) as lines:
+        for raw, example in rows:
+            lines.append(dump_example(example))
+            key = prompt_key(example)
+            prompts.append(key)
+            whole.append(row_key(example, key))
+            places.extend((files.setdefault(raw.file, len(files)), raw.line))
+    return Staged(
+        name=source.name,
+        format=form,
+        lines=Lines(path),
+        prompt_keys=np.array(prompts, np.uint64),
+        row_keys=np.array(whole, np.uint64),
+        files=tuple(files),
+        places=np.array(places, np.int64).reshape(-1, 2),
+        rows=len(places) // 2 + len(faults) - bad,
+    )
