@@ -108,7 +108,7 @@ def toy_source() -> Source:
     return Source(toy_order, toy_plan)
 
 
-def toy_update(steps: int = 15, **given: Any) -> Update:
+def toy_update(steps: int = 9, **given: Any) -> Update:
     return Update(Schedule("cosine", steps, 2), **({"eval_every": 4, "save_every": 5} | given))
 
 

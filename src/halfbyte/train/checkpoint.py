@@ -6,6 +6,7 @@ JSON, and `manifest.json`, written last, with the size and sha256 of every other
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -123,7 +124,8 @@ def save(state: State, path: Path, everyone: Sequence[Mapping[str, Any]]) -> int
             "files": {n: {"bytes": f.length, "sha256": f.sha256} for n, f in written.items()},
         }
         reach(f"save.{MANIFEST}")
-        last = write_durable(temp / MANIFEST, json.dumps(manifest, indent=1))
+        text = json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1)
+        last = write_durable(temp / MANIFEST, text)
     return sum(file.length for file in written.values()) + last.length
 
 
@@ -131,7 +133,7 @@ def fault(path: Path) -> str:
     """Why the checkpoint at `path` cannot be used; empty if every byte is as it was written."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
-        version, step = manifest["format"], int(manifest["step"])
+        digest, version, step = manifest.pop("sha256"), manifest["format"], manifest["step"]
         expected = {name: (one["bytes"], one["sha256"]) for name, one in manifest["files"].items()}
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
@@ -141,10 +143,14 @@ def fault(path: Path) -> str:
         return f"format {version} is not {FORMAT}, the one this version reads"
     if set(expected) != {WEIGHTS, OPTIMIZER, GENERATORS, COUNTERS}:
         return f"{MANIFEST} lists {sorted(expected)}"
-    if path.name != f"step-{step:06d}":
-        return f"{MANIFEST} is that of step {step}"
+    if digest != _digest(manifest) or path.name != f"step-{step:06d}":
+        return f"{MANIFEST} is not what was written"
     faults = (_file_fault(path / name, *facts) for name, facts in expected.items())
     return next(filter(None, faults), "")
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _file_fault(file: Path, size: int, digest: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -252,9 +253,12 @@ def prepare_state(
     where the module holds float16 weights, else 1.
     """
     accelerator = accelerator or make_accelerator()
-    seed_all(seed)
+    seed_all(seed, accelerator.device)
     halves = any(one.dtype == torch.float16 for one in module.parameters())
     optimizer = build_optimizer(module, settings, accelerator.device)
-    module, optimizer = accelerator.prepare(module, optimizer)
+    with warnings.catch_warnings():
+        # torch 2.13 renames the argument; accelerate and torch 2.8 know only the old name
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        module, optimizer = accelerator.prepare(module, optimizer)
     progress = Progress(loss_scale=2.0**16 if halves else 1.0)
     return State(module, optimizer, accelerator, limits, seed, progress, scaled=halves)

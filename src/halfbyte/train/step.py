@@ -95,7 +95,8 @@ def _backward(state: State, batches: Sequence[MicroBatch], factor: float) -> tor
     state.optimizer.zero_grad()
     state.module.train()
     progress = state.progress
-    seeds.seed_all(seeds.step_seed(state.seed, progress.step, accelerator.process_index))
+    seed = seeds.step_seed(state.seed, progress.step, accelerator.process_index)
+    seeds.seed_all(seed, accelerator.device)
     losses = []
     exchanging = False
     try:
