@@ -218,7 +218,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
     run = toy_run(tmp_path)
     with pytest.raises(Interrupted):
         train(run, on_event=stop_at(6))
-    (_, older), (_, newest) = run.checkpoint_steps()
+    _best, (_, older), (_, newest) = run.checkpoint_steps()
     file = newest / name
     content = file.read_bytes()
     if damage == "gone":
@@ -248,7 +248,7 @@ def test_without_any_checkpoint_that_verifies_the_resume_is_refused(tmp_path: Pa
         (path / "weights.safetensors").write_bytes(b"\x80\x04pickle")
     with pytest.raises(IntegrityError, match="no checkpoint verifies") as caught:
         resume(toy_state(), run)
-    assert len(caught.value.faults) == 2
+    assert len(caught.value.faults) == 3
 
 
 def test_a_checkpoint_of_another_model_is_refused_with_the_first_mismatches(
