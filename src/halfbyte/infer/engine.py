@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from halfbyte.errors import InputError
 from halfbyte.infer.backend import Backend, Span, inner_model
+from halfbyte.infer.decoder import DecoderBackend, unsupported
 from halfbyte.infer.fallback import TransformersBackend
 from halfbyte.infer.records import Completion, Request, Update
 from halfbyte.infer.rows import Row, Slots
@@ -62,7 +63,7 @@ class Engine:
     ) -> None:
         self.limits = limits or Limits()
         self.tokenizer = tokenizer
-        self.backend: Backend = TransformersBackend(model)
+        self.backend = backend_for(model)
         self.end_ids = end_ids(model, tokenizer)
         tokens = self.limits.max_tokens or _free_tokens(self.backend)
         self._slots = Slots(self.backend.cache, self.limits.max_batch, tokens)
@@ -296,6 +297,12 @@ class Engine:
         finish = row.finished("stop" if over or reason is not None else "length", reason)
         self._slots.leave(row)
         return Update(row.ticket, text, ids, entry, finish)
+
+
+def backend_for(model: PreTrainedModel | PeftModel) -> Backend:
+    """The compact pass where the model has its shape, else transformers' own."""
+    reason = unsupported(model)
+    return TransformersBackend(model, reason) if reason else DecoderBackend(model)
 
 
 def end_ids(
