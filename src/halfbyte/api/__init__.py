@@ -1,0 +1,21 @@
+"""The public Python API and the composition root: hands each layer what it needs of another."""
+
+from halfbyte.api.generating import answer, sampling, with_template
+from halfbyte.api.opening import Opened, find_run, open_any, open_base, open_run, run_config
+from halfbyte.api.training import Summary, Training, prepare_resume, prepare_training
+
+__all__ = [
+    "Opened",
+    "Summary",
+    "Training",
+    "answer",
+    "find_run",
+    "open_any",
+    "open_base",
+    "open_run",
+    "prepare_resume",
+    "prepare_training",
+    "run_config",
+    "sampling",
+    "with_template",
+]

@@ -1,0 +1,168 @@
+"""Opening a run, one of its checkpoints, or a bare base for use: model, tokenizer and template.
+
+A run says itself what it was made from, so nothing given here can disagree with its training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from halfbyte.config import Config, load_config
+from halfbyte.data.templates import Template
+from halfbyte.errors import HalfbyteError, InputError, IntegrityError, MissingError
+from halfbyte.model import bases
+from halfbyte.model.adapter_files import DEFAULT
+from halfbyte.model.adapters import load
+from halfbyte.model.bases import Base
+from halfbyte.model.load import Form, form_of, load_base
+from halfbyte.run import Receipt, RunFolder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Opened:
+    """A model ready to answer.
+
+    `adapter` is the name under which the run's adapter is loaded (None: a bare base or a fully
+    trained model). `run` is None for a bare base.
+    """
+
+    name: str
+    config: Config
+    base: Base
+    form: Form
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    adapter: str | None = None
+    run: RunFolder | None = None
+
+
+def find_run(run: str | Path | RunFolder, runs: str | Path = "runs") -> RunFolder:
+    """A run by path or name; `latest` is the newest one under `runs`.
+
+    Raises:
+        MissingError: there is none.
+    """
+    if isinstance(run, RunFolder):
+        return run
+    if str(run) == LATEST:
+        known = RunFolder.all(runs)
+        if not known:
+            raise MissingError(
+                f"there is no run under {runs}/ yet", "`halfbyte train demo` makes one."
+            )
+        return known[-1]
+    return RunFolder.open(run, runs)
+
+
+def run_config(run: RunFolder) -> Config:
+    """The settings a run was trained with."""
+    return load_config(run.config).config
+
+
+def open_base(name: str, overrides: Sequence[str] = ()) -> Opened:
+    """A base without adapter, in 16 or 32 bits unless `overrides` say method=qlora.
+
+    Raises:
+        InputError, MissingError, IntegrityError: as `bases.resolve` and `load_base`.
+    """
+    config = load_config(None, ("method=lora", *overrides, f"model.base={name}")).config
+    base = bases.resolve(config.model.base, config.model.revision)
+    tokenizer = bases.load_tokenizer(base)
+    form = form_of(config)
+    template = Template.load(config.data.template, tokenizer)
+    return Opened(base.name, config, base, form, load_base(base, form), tokenizer, template)
+
+
+def open_run(run: str | Path | RunFolder, runs: str | Path = "runs") -> Opened:
+    """A run's tuned model: its base in the form it was trained in, with its adapter on it.
+
+    Raises:
+        MissingError: no such run, or it has not finished yet.
+        IntegrityError: base, template or adapter are not those of the training.
+    """
+    folder = find_run(run, runs)
+    config = run_config(folder)
+    base = bases.resolve(config.model.base, config.model.revision)
+    _require_same_base(folder, base)
+    form = form_of(config)
+    if config.method == "full":
+        _require_result(folder, folder.model)
+        tuned = Base(str(folder.path), "folder", folder.model)
+        model: PreTrainedModel | PeftModel = load_base(tuned, form)
+        adapter = None
+    else:
+        _require_result(folder, folder.adapter)
+        model = load(load_base(base, form), folder.adapter)
+        model.set_adapter(DEFAULT)
+        adapter = DEFAULT
+    model.eval()
+    tokenizer = bases.load_tokenizer(base)
+    template = run_template(folder, config, tokenizer)
+    return Opened(folder.name, config, base, form, model, tokenizer, template, adapter, folder)
+
+
+def run_template(run: RunFolder, config: Config, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The template of a run, verified to be the one it was trained with.
+
+    Raises:
+        IntegrityError: the template renders otherwise than at training time.
+    """
+    template = Template.load(config.data.template, tokenizer)
+    trained_with = Receipt.read(run.receipt).template
+    if template.hash != trained_with:
+        raise IntegrityError(
+            f"{run.path}: the template {config.data.template} is not the one of the training",
+            hint="Restore the template file or the base's tokenizer as they were.",
+        )
+    return template
+
+
+def open_any(name: str, runs: str | Path = "runs") -> Opened:
+    """A run by name or path, else a base by name.
+
+    Raises:
+        InputError: it is neither.
+    """
+    try:
+        run = find_run(name, runs)
+    except MissingError as no_run:
+        if name == LATEST:
+            raise
+        try:
+            return open_base(name)
+        except InputError as no_base:
+            raise InputError(f"{name}: neither a run nor a base", _hints(no_run, no_base)) from None
+    return open_run(run)
+
+
+def _hints(*errors: HalfbyteError) -> str:
+    return " ".join(dict.fromkeys(error.hint for error in errors if error.hint))
+
+
+def _require_result(run: RunFolder, folder: Path) -> None:
+    if not folder.is_dir():
+        raise MissingError(
+            f"{run.path}: this run has no result yet", f"Go on with it: halfbyte resume {run.path}"
+        )
+
+
+def _require_same_base(run: RunFolder, base: Base) -> None:
+    trained_on = Receipt.read(run.receipt).base_files
+    now = base.hashes()
+    changed = sorted(name for name in trained_on if now.get(name) != trained_on[name])
+    if changed:
+        raise IntegrityError(
+            f"{run.path}: the base {base.name} is not the one of the training; these files differ:",
+            changed[:3],
+            "Restore the base, or pin it with model.revision.",
+        )

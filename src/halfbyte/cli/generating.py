@@ -1,0 +1,80 @@
+"""`halfbyte generate`: answers from a run or a base."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from halfbyte.errors import InputError
+from halfbyte.model.fast import alloc
+
+PRESETS = ("creative", "balanced", "deterministic")
+
+
+@click.command()
+@click.argument("model")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@click.option("--file", "file", type=click.Path(path_type=Path), help="A prompt a line.")
+@click.option("--context", help="A context for every prompt.")
+@click.option("--system", help="A system message.")
+@click.option("--base", is_flag=True, help="Answer with the run's base: its adapter off.")
+@click.option("--preset", type=click.Choice(PRESETS), default="deterministic", show_default=True)
+@click.option("--temperature", type=float, help="0 is greedy.")
+@click.option("--top-p", type=float)
+@click.option("--top-k", type=int)
+@click.option("--min-p", type=float)
+@click.option("--repetition-penalty", type=float)
+@click.option("--max-new-tokens", type=int, default=256, show_default=True)
+@click.option("--stop", multiple=True, help="Text that ends an answer (may be repeated).")
+@click.option("--seed", type=int)
+@click.option("--json", "as_json", is_flag=True, help="A JSON object a line.")
+@click.option("--runs", default="runs", show_default=True, help="The folder of runs.")
+def generate(
+    model: str,
+    prompts: tuple[str, ...],
+    file: Path | None,
+    context: str | None,
+    system: str | None,
+    base: bool,
+    as_json: bool,
+    runs: str,
+    **sampling: Any,
+) -> None:
+    """Answer PROMPTs with MODEL: a run (`latest` is the newest), or a base by name.
+
+    Without a prompt, standard input is one.
+    """
+    asked = list(prompts) + _lines(file)
+    if not asked:
+        asked = [sys.stdin.read().strip()]
+    if not all(asked):
+        raise InputError("an empty prompt", "Give the prompt as an argument, a file or on stdin.")
+    alloc.set_up()
+    from halfbyte import api
+
+    chosen = api.sampling(**{name: value for name, value in sampling.items() if value is not None})
+    opened = api.open_any(model, runs)
+    for prompt, done in zip(
+        asked,
+        api.answer(opened, asked, chosen, system=system, context=context, base=base),
+        strict=True,
+    ):
+        if as_json:
+            record = {"prompt": prompt, "answer": done.text, "finish": done.finish}
+            click.echo(json.dumps({**record, "tokens": len(done.ids)}, ensure_ascii=False))
+        else:
+            click.echo(f"> {prompt}\n{done.text}\n" if len(asked) > 1 else done.text)
+
+
+def _lines(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from None
+    return [line for line in text.splitlines() if line.strip()]
