@@ -72,6 +72,11 @@ class Adapter:
         """The names of the layers it changes."""
         return tuple(self._keys)
 
+    def shapes(self, module: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of a layer's A and B."""
+        keys = self._keys[module]
+        return self._weights.shape(keys["lora_A"]), self._weights.shape(keys["lora_B"])
+
     @property
     def rank(self) -> int:
         """The largest rank of any layer."""
