@@ -21,7 +21,8 @@ from halfbyte.errors import IntegrityError
 
 _WORKER: Final = Path(jinja_worker.__file__)
 _LARGEST: Final = 1 << 28  # bytes of a reply
-_WALL: Final = 60.0  # seconds; the worker's own limit on processor time comes long before
+_SECONDS: Final = 2.0  # of processor time for a request
+_WALL: Final = 60.0  # seconds until the worker is killed: it may hang where it cannot stop itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ class Sandbox:
     Started with the first request; a fork of the caller gets its own. Safe to share by threads.
     """
 
-    def __init__(self, wall: float = _WALL) -> None:
+    def __init__(self, seconds: float = _SECONDS, wall: float = _WALL) -> None:
+        self._seconds = seconds
         self._wall = wall
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -69,9 +71,14 @@ class Sandbox:
         Raises:
             IntegrityError: the template is hostile or no template.
         """
-        frame = json.dumps({"source": source, "variables": variables, "rows": rows}).encode()
+        request = {
+            "source": source,
+            "variables": variables,
+            "seconds": self._seconds,
+            "rows": rows,
+        }
         with self._lock:
-            return _understood(json.loads(self._ask(frame)))
+            return _understood(json.loads(self._ask(json.dumps(request).encode())))
 
     def close(self) -> None:
         """End the process."""

@@ -6,11 +6,11 @@ from outside run here, in a process whose memory and processor time are limited 
 which its parent can kill. This file is also imported for the built-in templates, which need no
 such care. It imports nothing of halfbyte: the process starts in a tenth of a second.
 
-Frames are a 4-byte length and JSON. In: {"source", "variables", "rows": [row, ...]}, where a row
-is {"messages", "context", "cuts"}. Out: {"rows": [[text, [prompt, ...]], or
-{"refused": why}, ...], "reads": [the variables the template reads]}: for each cut k, `prompt`
-is the rendering of messages[:k] with the generation prompt: its length where `text` begins with
-it, else the string itself.
+Frames are a 4-byte length and JSON. In: {"source", "variables", "seconds", "rows": [row, ...]}; a
+row is {"messages", "context", "cuts"}. Out: {"rows": [[text, [prompt, ...]] or {"refused": why},
+...], "reads": [the variables the template reads]}. For each cut k, `prompt` is the rendering of
+messages[:k] with the generation prompt: its length where `text` begins with it, else the string
+itself.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 MEMORY: Final = 1 << 30  # bytes of address space; rendering needs some 40 MB
-SECONDS: Final = 2.0  # processor time for a request, and
-SECONDS_A_ROW: Final = 0.02  # this for each of its rows: a thousand times what real ones take
+SECONDS_A_ROW: Final = (
+    0.02  # processor time, beside the request's "seconds": real ones take 0.00002
+)
 OUTPUT: Final = 1 << 20  # characters a rendering may have, beside
 OUTPUT_PER_INPUT: Final = 8  # this many for each character of its messages
 _TODAY: Final = dt.date(2024, 7, 26)  # the day Llama 3's template falls back to
@@ -216,7 +217,8 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
     while frame := _read(source):
         request = json.loads(frame)
         # processor time, not wall time: a busy machine makes no template hostile
-        signal.setitimer(signal.ITIMER_PROF, SECONDS + SECONDS_A_ROW * len(request["rows"]))
+        seconds = request["seconds"] + SECONDS_A_ROW * len(request["rows"])
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         reply = json.dumps(answer(request)).encode()
         signal.setitimer(signal.ITIMER_PROF, 0)
         sink.write(struct.pack(">I", len(reply)) + reply)
