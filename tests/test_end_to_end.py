@@ -1,0 +1,203 @@
+"""The commands as a user types them, on a tiny model: train, resume, generate, recipes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from halfbyte import api
+from halfbyte.cli import cli, main
+from halfbyte.config import load_config
+from halfbyte.config.recipes import find, shipped
+from halfbyte.run import RunFolder, read_metrics
+from tests.tiny import tiny_base
+
+ROWS = [
+    {"instruction": f"Say {word}.", "response": f"{word}!"}
+    for word in "red green blue black white pink grey brown gold teal".split()
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in ROWS))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HALFBYTE_CACHE", str(tmp_path / "cache"))
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(cli, words, catch_exceptions=False)
+
+
+def train(base: Path, rows: Path, runs: Path, *overrides: str) -> RunFolder:
+    words = (f"model.base={base}", f"data.train={rows}", f"runs={runs}", *overrides)
+    training = api.prepare_training(load_config(None, words))
+    for _ in training.events():
+        pass
+    return training.run
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_from_rows_to_an_answer(base: Path, rows: Path, tmp_path: Path, method: str) -> None:
+    """One command trains with each method, the held-out loss falls, the result answers."""
+    runs = tmp_path / "runs"
+    done = run(
+        "train",
+        f"method={method}",
+        f"model.base={base}",
+        f"data.train={rows}",
+        "data.valid_size=2",
+        f"runs={runs}",
+        "train.batch_size=4",
+        "train.epochs=8",
+        "train.learning_rate=5e-3",
+        "--quiet",
+    )
+    assert done.exit_code == 0, done.output
+    folder = RunFolder.open(done.stdout.strip())
+    losses = [
+        record["loss"] for record in read_metrics(folder.metrics) if record["event"] == "evaluated"
+    ]
+    assert min(losses[1:]) < losses[0]
+    for path in (folder.config, folder.receipt, folder.held_out, folder.loss_plot):
+        assert path.stat().st_size > 0
+    answered = run("generate", str(folder.path), "Say red.", "--max-new-tokens", "8", "--json")
+    record = json.loads(answered.stdout)
+    assert record["prompt"] == "Say red."
+    assert 0 <= record["tokens"] <= 8
+
+
+def test_the_base_answers_with_the_adapter_off(base: Path, rows: Path, tmp_path: Path) -> None:
+    """`--base` gives the same answer as the base alone; the adapter's differs."""
+    folder = train(
+        base,
+        rows,
+        tmp_path,
+        "method=lora",
+        "train.epochs=10",
+        "train.learning_rate=2e-2",
+        "train.batch_size=4",
+    )
+    wanted = api.sampling(max_new_tokens=12)
+    opened = api.open_run(folder)
+    off = api.answer(opened, ["Say red."], wanted, base=True)[0].ids
+    assert off == api.answer(api.open_base(str(base)), ["Say red."], wanted)[0].ids
+    assert api.answer(opened, ["Say red."], wanted)[0].ids != off
+
+
+def test_an_interrupted_run_resumes_to_the_same_bytes(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    """A run stopped after any step and resumed ends with the adapter of one never stopped."""
+    settings = ("train.epochs=2", "train.batch_size=3", "train.micro_batch=2", "lora.dropout=0.1")
+    whole = train(base, rows, tmp_path / "a", *settings, "name=whole")
+    wanted = (whole.adapter / "adapter_model.safetensors").read_bytes()
+    words = (f"model.base={base}", f"data.train={rows}", f"runs={tmp_path / 'b'}", *settings)
+    for stop in range(1, 6):
+        training = api.prepare_training(load_config(None, (*words, "train.save_every=1")))
+        events = training.events()
+        for event in events:
+            if event.kind == "saved" and event.step == stop:
+                break
+        events.close()  # the process dies here: nothing after this step was done
+        resumed = api.prepare_resume(training.run)
+        for _ in resumed.events():
+            pass
+        found = (training.run.adapter / "adapter_model.safetensors").read_bytes()
+        assert found == wanted, f"stopped at {stop}"
+        steps = [r["step"] for r in read_metrics(training.run.metrics) if r["event"] == "stepped"]
+        assert steps == list(range(1, len(steps) + 1))
+
+
+def test_changed_data_refuses_to_resume(base: Path, tmp_path: Path) -> None:
+    """The difference is named; --force goes on and is recorded."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in ROWS))
+    folder = train(base, path, tmp_path / "runs", "train.max_steps=1")
+    path.write_text("\n".join(json.dumps(row) for row in [*ROWS[1:], ROWS[0]]))
+    with pytest.raises(SystemExit) as stopped:
+        main(["resume", str(folder.path)])
+    assert stopped.value.code == 2
+    resumed = api.prepare_resume(folder, force=True)
+    for _ in resumed.events():
+        pass
+    receipt = json.loads(folder.receipt.read_text())
+    assert receipt["resumed"][-1]["forced"] is True
+    assert any("data" in line for line in receipt["resumed"][-1]["differences"])
+
+
+def test_these_are_all_the_recipes() -> None:
+    """A recipe that is added is tested here too."""
+    assert [name for name, _ in shipped()] == [
+        "ai-tutor-mistral-7b",
+        "demo",
+        "hinglish-tinyllama-1b",
+        "instruction-mistral-7b-12gb",
+        "methods/full",
+        "methods/lora",
+        "methods/qlora",
+        "production-7b",
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name, _ in shipped()])
+def test_every_recipe_takes_two_steps(base: Path, tmp_path: Path, name: str) -> None:
+    """Each recipe trains as it is but for its base, and leaves a result."""
+    words = (
+        f"model.base={base}",
+        "model.revision=null",
+        "data.limit=24",
+        "data.max_length=512",
+        "train.max_steps=2",
+        f"runs={tmp_path}",
+    )
+    training = api.prepare_training(load_config(find(name), words))
+    kinds = [event.kind for event in training.events()]
+    assert kinds.count("stepped") == 2
+    assert training.run.adapter.is_dir() or training.run.model.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["train", "no-such-recipe"], 2, "no such recipe"),
+        (["train", "model.base=no-such-base"], 2, "no-such-base"),
+        (["train", "model.base=mistral-7b"], 4, "halfbyte models pull mistral-7b"),
+        (["train", "data.train=missing.jsonl"], 2, "missing.jsonl"),
+        (["generate", "no-such-run", "Hello"], 2, "neither a run nor a base"),
+        (["resume", "no-such-run"], 4, "no such run"),
+        (["generate", "latest", "Hello", "--runs", "nowhere"], 4, "no run"),
+        (["train", "--wrong"], 2, "No such option"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    words: list[str],
+    code: int,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A message with cause and next move, the documented exit code, and nothing half-written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == code
+    printed = capsys.readouterr().err
+    assert text in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "runs").exists()
