@@ -1,0 +1,1 @@
+"""How the tutor rows are made: `python -m halfbyte.data.builtin.make` writes tutor.jsonl again."""
