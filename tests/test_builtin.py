@@ -79,7 +79,7 @@ def test_no_two_prompts_are_nearly_the_same() -> None:
 
 
 def test_calculations_are_right() -> None:
-    """Each sum, product and quotient holds, its numbers stand in the prompt, its result is given."""
+    """Each sum, product and quotient holds, its numbers are in the prompt, its result is used."""
     for row in _of("arithmetic", "rate", "conversion"):
         a, sign, b, result = re.search(r"(\d+) ([-+×÷]) (\d+) = (\d+)\.", row["response"]).groups()
         assert OPERATIONS[sign](int(a), int(b)) == int(result), row
