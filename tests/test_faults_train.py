@@ -40,7 +40,7 @@ from halfbyte.train import (
     newest_verified,
     resume,
 )
-from toy import (
+from tests.toy import (
     ToyBatch,
     moment_bytes,
     toy_evaluate,

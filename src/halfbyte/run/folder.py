@@ -33,6 +33,7 @@ class RunFolder:
         self.adapter = self.path / "adapter"
         self.model = self.path / "model"
         self.held_out = self.path / "held_out.jsonl"
+        self.data_report = self.path / "data.json"
         self.rejects = self.path / "rejects.jsonl"
         self.eval = self.path / "eval"
         self.report = self.path / "report"

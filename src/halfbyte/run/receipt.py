@@ -154,9 +154,14 @@ class Receipt:
             )
         return found
 
-    def with_resumption(self, resumption: Resumption) -> Receipt:
-        """The receipt of a run that was resumed once more."""
-        return replace(self, resumed=(*self.resumed, resumption))
+    def with_resumption(self, resumption: Resumption, now: Receipt | None = None) -> Receipt:
+        """The receipt after one more resume.
+
+        `now`: what the run is made from since then, if it was forced over differences: the next
+        resume compares with that. The birth and all resumes stay.
+        """
+        resumed = (*self.resumed, resumption)
+        return replace(now or self, created=self.created, resumed=resumed)
 
     def _compared(self) -> dict[str, Any]:
         return {

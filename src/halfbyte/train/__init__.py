@@ -20,6 +20,13 @@ from halfbyte.train.loop import Hooks, fit
 from halfbyte.train.observers import JsonLines, Observer, TensorBoard, observe
 from halfbyte.train.optimizers import OptimizerSettings, build_optimizer
 from halfbyte.train.plot import Losses, LossPlot, draw_losses
+from halfbyte.train.room import (
+    checkpoint_bytes,
+    disk_bytes,
+    free_memory,
+    require_disk,
+    require_memory,
+)
 from halfbyte.train.schedules import Schedule
 from halfbyte.train.signals import Stop
 from halfbyte.train.state import (
@@ -59,15 +66,20 @@ __all__ = [
     "TensorBoard",
     "Update",
     "build_optimizer",
+    "checkpoint_bytes",
+    "disk_bytes",
     "draw_losses",
     "fault",
     "fit",
+    "free_memory",
     "held_out_loss",
     "load_weights",
     "make_accelerator",
     "newest_verified",
     "observe",
     "prepare_state",
+    "require_disk",
+    "require_memory",
     "resume",
     "to_record",
 ]

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import torch
 from accelerate.utils.operations import gather_object
+from torch import nn
 
 from halfbyte.data.batches import MicroLimits
 from halfbyte.errors import IntegrityError
@@ -206,15 +207,13 @@ def restore(state: State, path: Path) -> None:
     """Make `state` what it was when `path` was saved; the checkpoint must have verified.
 
     Raises:
-        IntegrityError: it is of another model or seed; the state is unchanged.
+        IntegrityError: it is of another model; the state is unchanged.
     """
     counters = json.loads((path / COUNTERS).read_bytes())
     weights, moments = read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER)
     generators = read_tensors(path / GENERATORS)
     trainable = state.trainable()
     _check_fit(path, weights, trainable)
-    if counters["seed"] != state.seed:
-        raise IntegrityError(f"{path}: made with seed {counters['seed']}, not {state.seed}")
     progress = Progress(**counters["progress"])
     process = state.accelerator.process_index
     limits = counters["limits"]
@@ -232,8 +231,8 @@ def restore(state: State, path: Path) -> None:
     state.saved_at, state.last_good = progress.step, str(path)
 
 
-def load_weights(state: State, path: Path) -> None:
-    """Put only the weights of a checkpoint into the module, e.g. those of the best step.
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Put only the weights of a checkpoint into the (unwrapped) module that was trained.
 
     Raises:
         IntegrityError: the checkpoint is damaged, or of another model.
@@ -241,7 +240,8 @@ def load_weights(state: State, path: Path) -> None:
     reason = fault(path)
     if reason:
         raise IntegrityError(f"{path}: {reason}")
-    weights, trainable = read_tensors(path / WEIGHTS), state.trainable()
+    weights = read_tensors(path / WEIGHTS)
+    trainable = {name: one for name, one in module.named_parameters() if one.requires_grad}
     _check_fit(path, weights, trainable)
     _copy(weights, trainable)
 

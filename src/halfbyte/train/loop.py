@@ -11,7 +11,7 @@ from halfbyte.train import events
 from halfbyte.train.events import Event
 from halfbyte.train.signals import Stop
 from halfbyte.train.state import Source, State, Update
-from halfbyte.train.step import peak_memory, step_gradient
+from halfbyte.train.step import apply_gradient, peak_memory, step_gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +73,14 @@ def take_step(state: State, source: Source, update: Update) -> Iterator[Event]:
     """
     progress, began = state.progress, time.perf_counter()
     steps = source.steps(progress.epoch)
+    if progress.position >= len(steps):  # a forced resume with fewer steps in an epoch than before
+        progress.epoch, progress.position = progress.epoch + 1, 0
+        steps = source.steps(progress.epoch)
     rows = steps[progress.position]
     gradient = step_gradient(state, source, rows, update.max_grad_norm)
     yield from gradient.shrunk
-    lr = state.set_rate(update.schedule.factor(progress.step))
-    if not gradient.reason:
-        state.optimizer.step()
+    factor = update.schedule.factor(progress.step)
+    lr = 0.0 if gradient.reason else apply_gradient(state, factor)
     state.optimizer.zero_grad()
     seconds = time.perf_counter() - began
     epoch = progress.epoch + (progress.position + 1) / len(steps)

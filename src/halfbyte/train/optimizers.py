@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import nn
 
 from halfbyte.errors import InputError, MissingError, TrainingError
 
-_B_FACTORS = (".lora_B.", ".lora_embedding_B.")
+_B_FACTORS: Final = frozenset({"lora_B", "lora_embedding_B"})  # PEFT's names
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def _groups(module: nn.Module, settings: OptimizerSettings) -> Iterator[dict[str
         if parameter.requires_grad:
             # Biases and the gains of norms have one dimension: shrinking them regularizes nothing.
             decays = parameter.ndim > 1 and id(parameter) not in norms
-            faster = settings.plus_ratio is not None and any(part in name for part in _B_FACTORS)
+            faster = settings.plus_ratio is not None and not _B_FACTORS.isdisjoint(name.split("."))
             sorted_out.setdefault((decays, faster), []).append(parameter)
     for (decays, faster), parameters in sorted(sorted_out.items(), key=lambda item: item[0]):
         peak = settings.learning_rate * (settings.plus_ratio or 1.0 if faster else 1.0)

@@ -124,6 +124,26 @@ def _backward(state: State, batches: Sequence[MicroBatch], factor: float) -> tor
     return reason
 
 
+def apply_gradient(state: State, factor: float) -> float:
+    """Update the weights at the peak rate times `factor`; returns the rate of the first group.
+
+    Raises:
+        ResourceError: the optimizer's own state does not fit (it is made in the first step).
+    """
+    rate = state.set_rate(factor)
+    try:
+        state.optimizer.step()
+    except (RuntimeError, MemoryError) as error:
+        reason = out_of_memory(error)
+        if reason is None:
+            raise
+        raise ResourceError(
+            f"Memory does not hold the optimizer's state: {reason}",
+            "Use method=lora or qlora, a smaller lora.rank, or train.optimizer=adamw_8bit on CUDA.",
+        ) from None
+    return rate
+
+
 def out_of_memory(error: BaseException) -> str | None:
     """The first line of an error that means memory did not suffice; None for any other error."""
     text = str(error).strip()
