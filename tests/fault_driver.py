@@ -48,7 +48,7 @@ def final_weights(run: RunFolder) -> bytes:
     found = newest_verified(run)
     assert found.path is not None
     state = toy_state()
-    load_weights(state, found.path)
+    load_weights(state.bare, found.path)
     return weight_bytes(state)
 
 
@@ -191,7 +191,7 @@ def two_processes(folder: Path) -> dict[str, Any]:
     both = toy_state(dropout=0.0)
     found = newest_verified(pair)
     if found.path is not None:
-        load_weights(both, found.path)
+        load_weights(both.bare, found.path)
     return {
         "ends": ends,
         "losses": [losses(alone), losses(pair), losses(RunFolder(folder / "process-1"))],

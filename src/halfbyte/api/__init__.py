@@ -1,20 +1,34 @@
 """The public Python API and the composition root: hands each layer what it needs of another."""
 
+from halfbyte.api.evaluating import (
+    Asked,
+    Compared,
+    compare_run,
+    evaluate_run,
+    report_run,
+    require,
+)
 from halfbyte.api.generating import answer, sampling, with_template
 from halfbyte.api.opening import Opened, find_run, open_any, open_base, open_run, run_config
 from halfbyte.api.training import Summary, Training, prepare_resume, prepare_training
 
 __all__ = [
+    "Asked",
+    "Compared",
     "Opened",
     "Summary",
     "Training",
     "answer",
+    "compare_run",
+    "evaluate_run",
     "find_run",
     "open_any",
     "open_base",
     "open_run",
     "prepare_resume",
     "prepare_training",
+    "report_run",
+    "require",
     "run_config",
     "sampling",
     "with_template",

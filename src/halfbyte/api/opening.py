@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from halfbyte.config import Config, load_config
 from halfbyte.data.templates import Template
 from halfbyte.errors import HalfbyteError, InputError, IntegrityError, MissingError
 from halfbyte.model import bases
 from halfbyte.model.adapter_files import DEFAULT
-from halfbyte.model.adapters import load
+from halfbyte.model.adapters import attach, load
 from halfbyte.model.bases import Base
 from halfbyte.model.load import Form, form_of, load_base
+from halfbyte.model.loss import TokenLoss
 from halfbyte.run import Receipt, RunFolder
+from halfbyte.train.checkpoint import load_weights
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -83,11 +85,15 @@ def open_base(name: str, overrides: Sequence[str] = ()) -> Opened:
     return Opened(base.name, config, base, form, load_base(base, form), tokenizer, template)
 
 
-def open_run(run: str | Path | RunFolder, runs: str | Path = "runs") -> Opened:
+def open_run(
+    run: str | Path | RunFolder, runs: str | Path = "runs", step: int | None = None
+) -> Opened:
     """A run's tuned model: its base in the form it was trained in, with its adapter on it.
 
+    With `step`, the weights are those of the checkpoint at that step.
+
     Raises:
-        MissingError: no such run, or it has not finished yet.
+        MissingError: no such run or checkpoint, or it has not finished yet.
         IntegrityError: base, template or adapter are not those of the training.
     """
     folder = find_run(run, runs)
@@ -95,20 +101,31 @@ def open_run(run: str | Path | RunFolder, runs: str | Path = "runs") -> Opened:
     base = bases.resolve(config.model.base, config.model.revision)
     _require_same_base(folder, base)
     form = form_of(config)
-    if config.method == "full":
+    if step is not None:
+        model = _at_step(folder, config, load_base(base, form), step)
+    elif config.method == "full":
         _require_result(folder, folder.model)
-        tuned = Base(str(folder.path), "folder", folder.model)
-        model: PreTrainedModel | PeftModel = load_base(tuned, form)
-        adapter = None
+        model = load_base(Base(str(folder.path), "folder", folder.model), form)
     else:
         _require_result(folder, folder.adapter)
         model = load(load_base(base, form), folder.adapter)
         model.set_adapter(DEFAULT)
-        adapter = DEFAULT
-    model.eval()
+    adapter = None if config.method == "full" else DEFAULT
     tokenizer = bases.load_tokenizer(base)
     template = run_template(folder, config, tokenizer)
-    return Opened(folder.name, config, base, form, model, tokenizer, template, adapter, folder)
+    name = folder.name if step is None else f"{folder.name}@{step}"
+    return Opened(name, config, base, form, model.eval(), tokenizer, template, adapter, folder)
+
+
+def _at_step(run: RunFolder, config: Config, model: Any, step: int) -> Any:
+    path = run.checkpoint(step)
+    if not path.is_dir():
+        known = ", ".join(str(number) for number, _ in run.checkpoint_steps())
+        raise MissingError(f"{run.path}: no checkpoint at step {step}", f"There are: {known}.")
+    if config.method != "full":
+        model = attach(model, config.lora, config.train.seed)
+    load_weights(TokenLoss(model), path)
+    return model
 
 
 def run_template(run: RunFolder, config: Config, tokenizer: PreTrainedTokenizerBase) -> Template:

@@ -139,7 +139,7 @@ class Training:
         best = self.state.progress.best_step
         last = self.state.progress.step
         if self.summary.config.train.keep_best and best is not None and best != last:
-            load_weights(self.state, self.run.checkpoint(best))
+            load_weights(self.state.bare, self.run.checkpoint(best))
         if self.main:
             model = self.state.bare.model
             write_result(self.run, self.summary.config, model, self.tokenizer, self.summary.data)
@@ -158,6 +158,7 @@ def prepare_training(resolved: Resolved) -> Training:
     run = _new_run(parts)
     if parts.accelerator.is_main_process:
         parts.receipt().write(run.receipt)
+        write_atomic(run.data_report, parts.data.report.to_json() + "\n")
         valid = parts.data.valid
         lines = (dump_example(valid.example(row)) for row in range(len(valid)))
         write_atomic(run.held_out, b"".join(line + b"\n" for line in lines))
