@@ -1,0 +1,156 @@
+"""`halfbyte eval`, `compare` and `report`: scores, evidence, and a page to show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from halfbyte.cli.show import console
+from halfbyte.model.fast import alloc
+
+if TYPE_CHECKING:
+    from halfbyte.api import Asked, Compared
+
+_STYLES = {"better": "green", "worse": "red", "": ""}
+
+
+def _shared(command: Any) -> Any:
+    """The options that eval and compare have in common."""
+    options = (
+        click.option("--data", help="A file with held-out rows (default: the run's own)."),
+        click.option("--rows", type=int, help="How many rows are answered."),
+        click.option("--max-new-tokens", type=int, help="Longest answer, in tokens."),
+        click.option("--retention/--no-retention", default=None, help="General rows too."),
+        click.option("--step", type=int, help="A checkpoint's step instead of the result."),
+        click.option("--runs", default="runs", show_default=True, help="The folder of runs."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("run")
+@click.option("--base", is_flag=True, help="Score the run's base: its adapter off.")
+@_shared
+def evaluate(run: str, base: bool, runs: str, as_json: bool, **given: Any) -> None:
+    """Score RUN (`latest`: the newest) on held-out rows."""
+    alloc.set_up()
+    from halfbyte import api
+    from halfbyte.evaluate.scores import pooled
+
+    with _asking(**given) as asked:
+        found = api.evaluate_run(run, asked, runs, base=base)
+    scores = {name: pooled(column) for name, column in found.columns.items()}
+    if as_json:
+        click.echo(json.dumps({"model": found.model, "scores": scores}))
+        return
+    table = Table("score", "value", "rows", "what it is", box=None)
+    for name, column in found.columns.items():
+        rows = str(int(column.applies.sum()))
+        table.add_row(name, f"{scores[name]:.4g}", rows, escape(column.info.definition))
+    Console().print(table)
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="RUN [RUN]...")
+@click.option("--against", help="Another run, or a base as NAME or NAME@nf4, for the base.")
+@click.option("--require", multiple=True, help='A condition, e.g. "exact_match > base".')
+@click.option("--show", default=0, help="Print so many answers side by side.")
+@_shared
+def compare(
+    names: tuple[str, ...],
+    against: str | None,
+    require: tuple[str, ...],
+    show: int,
+    runs: str,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Compare each RUN (`latest`: the newest) with its base, row by row, and write the report.
+
+    Exits with 6 when a condition of --require does not hold.
+    """
+    alloc.set_up()
+    from halfbyte import api
+
+    for name in names:
+        with _asking(**given) as asked:
+            done = api.compare_run(name, asked, runs, against=against, require=require)
+        page = api.report_run(name, runs, asked.data)[0]
+        if as_json:
+            click.echo(json.dumps(done.comparison.to_json()))
+        else:
+            show_comparison(Console(), done, show)
+            click.echo(f"report  {page}")
+        api.require(done)
+
+
+@click.command()
+@click.argument("run")
+@click.option("--data", help="The held-out file of the comparison (default: the run's own rows).")
+@click.option("--runs", default="runs", show_default=True, help="The folder of runs.")
+def report(run: str, data: str | None, runs: str) -> None:
+    """Write the report of RUN's last comparison: HTML, Markdown, JSON and text."""
+    from halfbyte import api
+
+    for path in api.report_run(run, runs, data):
+        click.echo(path)
+
+
+def show_comparison(out: Console, done: Compared, show: int) -> None:
+    """Verdict, table and some answers side by side."""
+    from halfbyte.evaluate.table import HEADER, table_rows
+
+    comparison = done.comparison
+    table = Table(*HEADER, box=None, title=f"{comparison.base} → {comparison.tuned}")
+    for row in table_rows(comparison):
+        table.add_row(*map(escape, row.cells), style=_STYLES[row.outcome])
+    out.print(table)
+    for answers in _answers(done, show):
+        out.print(answers)
+    for finding in done.findings:
+        mark = "[green]holds[/]" if finding.holds else "[red]not shown[/]"
+        out.print(f"{mark}: {escape(finding.requirement.text)} · {escape(finding.evidence)}")
+    out.print(f"\n{escape(comparison.verdict.sentence)}", style="bold")
+
+
+def _answers(done: Compared, show: int) -> Iterator[Table]:
+    asked = [i for i, answer in enumerate(done.tuned.answers) if answer is not None]
+    for place in asked[:: max(1, len(asked) // max(1, show))][:show]:
+        row, base, tuned = (
+            done.tuned.rows[place],
+            done.base.answers[place],
+            done.tuned.answers[place],
+        )
+        assert base is not None
+        assert tuned is not None
+        table = Table("base", "tuned", title=escape(row.prompt), expand=True, title_justify="left")
+        table.caption = escape(f"reference: {row.reference}")
+        table.add_row(escape(base.text.strip()), escape(tuned.text.strip()))
+        yield table
+
+
+@contextmanager
+def _asking(**given: Any) -> Iterator[Asked]:
+    """What is asked, with progress shown while it is answered."""
+    from halfbyte import api
+
+    with Progress(console=console(), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(escape(what), total=total)
+            bar.update(tasks[what], completed=done)
+
+        yield api.Asked(progress=show, **given)
