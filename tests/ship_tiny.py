@@ -20,7 +20,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from halfbyte.model.pretokenizers import PRETOKENIZERS
-from tiny import CHATML, SPECIAL, tiny_model
+from tests.tiny import CHATML, SPECIAL, tiny_model
 
 CORPUS = (
     "The quick brown fox jumps over the lazy dog, and the dog does not mind.",

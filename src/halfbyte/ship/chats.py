@@ -36,7 +36,7 @@ _TEXTS: Final[tuple[tuple[str, ...], ...]] = (
     ("नमस्ते, आप कैसे हैं?",),
     ("Emoji: 👍🏽 👩‍👩‍👧 🇫🇷 and e\u0301 combining",),
     ("  leading spaces, trailing spaces and a tab\tinside  ",),
-    ("Is <b>this</b> & that {\"json\": [1, 2.5e-3, null]} ok? https://example.com/a?b=c#d",),
+    ('Is <b>this</b> & that {"json": [1, 2.5e-3, null]} ok? https://example.com/a?b=c#d',),
     ("ALL CAPS, CamelCase, snake_case, kebab-case, x==y!=z",),
     ("Hi", "Hello! How can I help?", "Tell me a joke."),
     ("2+2?", "4", "And times 10?", "40", "Minus 15?"),

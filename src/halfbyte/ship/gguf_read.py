@@ -110,6 +110,7 @@ class GgufTokenizer:
             for name in ("bos", "eos", "unk")
             if (index := value(reader, f"tokenizer.ggml.{_KEYS[name]}_token_id")) is not None
         }
+        self._pieces = pieces
         ids = {piece: i for i, piece in enumerate(pieces)}
         self._sentencepiece: _Sentencepiece | None = None
         self._byte_level: Tokenizer | None = None
@@ -119,6 +120,10 @@ class GgufTokenizer:
             self._sentencepiece = _Sentencepiece(ids, scores, unknown)
         else:
             self._byte_level = _byte_level(reader, ids)
+
+    def piece(self, index: int) -> str:
+        """The text of an id."""
+        return self._pieces[index]
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text that may hold special tokens; no BOS is put before it."""
