@@ -32,7 +32,7 @@ def prefix_groups(rows: Sequence[Encoded]) -> Labels:
     """For each row and each depth, the number of its beginning, or -1 where nobody shares it.
 
     Returns int32 [n, levels]; rows with the same number at a level begin with the same
-    DEPTHS[level] ids. Beginnings are compared by a 64-bit hash: a collision would only make two rows meet.
+    DEPTHS[level] ids. They are compared by a 64-bit hash: a collision would only make rows meet.
     """
     powers = np.cumprod(np.full(DEPTHS[-1], _FACTOR, dtype=np.uint64))
     hashes = np.zeros((len(rows), len(DEPTHS)), dtype=np.uint64)

@@ -10,80 +10,122 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from halfbyte.data.records import Batch
-from halfbyte.model.fast import attention
+from halfbyte.model.fast import attention, parts
 from halfbyte.model.fast.head import Head, nll_sum, nll_values
 from halfbyte.model.fast.layout import additive_mask, allowed, blocks, longest
 
 __all__ = ["TokenLoss"]
 
+# Architectures whose head is what `Head` says: the plain product, or one scaled or capped by the
+# config values named there. Any other is asked for its logits through its own forward pass.
+_PLAIN_HEADS = frozenset(
+    {"llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "olmo"}
+    | {"gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "phi", "phi3", "starcoder2", "olmo2"}
+    | {"cohere", "cohere2", "granite", "stablelm"}
+)
+
 
 class TokenLoss(nn.Module):
     """sum(weight * nll) of a batch under `model`, a causal model of transformers or PEFT's wrap.
 
-    It is a module so that DDP or FSDP can wrap it whole: its parameters are the model's.
+    It is a module so that DDP or FSDP can wrap it whole: its parameters are the model's. Making it
+    sets the model up for the fast path (`parts.install`).
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.fast = True
-        attention.register()
-        self._causal.set_attn_implementation(attention.NAME)
+        self.route = parts.install(model)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """The sum of the batch's token losses, a float32 scalar, not divided by anything."""
-        hidden = self._hidden(batch)
-        return nll_sum(self._head(), hidden, batch.target, batch.weight)
+        """The sum of the batch's token losses, a float32 scalar, not divided by anything.
+
+        Raises:
+            ValueError: the batch has rows in one sequence, which this model would mix.
+        """
+        head = self._head()
+        if head is not None:
+            return nll_sum(head, self._hidden(batch), batch.target, batch.weight)
+        nll = cross_entropy(self._logits(batch), batch.target, reduction="none")
+        return (nll * batch.weight).sum()
 
     @torch.no_grad()
     def token_nll(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """nll in nats (float32 [N]) of each target and whether it was the likeliest (bool [N])."""
-        return nll_values(self._head(), self._hidden(batch), batch.target)
-
-    @property
-    def _causal(self) -> Any:
-        """The transformers model itself, adapters inside it."""
-        get = getattr(self.model, "get_base_model", None)
-        return self.model if get is None else get()
+        head = self._head()
+        if head is not None:
+            return nll_values(head, self._hidden(batch), batch.target)
+        logits = self._logits(batch)
+        nll = cross_entropy(logits, batch.target, reduction="none")
+        return nll, logits.argmax(dim=1) == batch.target
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
         """Hidden states [N, H] of the places that predict."""
-        decoder = self._causal.base_model
-        layout = None
-        if self.fast:
-            layout = attention.Layout(blocks(batch, self._causal.dtype))
-            extra = {"layout": layout, "attention_mask": batch.input_ids.new_zeros(1,1,1,1)}
-        else:
-            extra = {"attention_mask": self._mask(batch)}
-        output = decoder(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            **extra,
-        )
-        assert layout is None or layout.layers
-        return output.last_hidden_state.flatten(0, 1).index_select(0, batch.predict)
+        causal = parts.causal_model(self.model)
+        arguments = self._arguments(causal, batch)
+        states = causal.base_model(**arguments).last_hidden_state
+        _require_seen(arguments.get("layout"))
+        return states.flatten(0, 1).index_select(0, batch.predict)
 
-    def _mask(self, batch: Batch) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Who sees whom, as the layers take it: one mask, or one for each kind of layer."""
-        config = self._causal.config.get_text_config()
-        window = getattr(config, "sliding_window", None)
-        kinds = set(getattr(config, "layer_types", None) or ())
-        dtype = self._causal.dtype
-        full = additive_mask(allowed(batch), dtype)
-        if window is None or longest(batch) <= window:
-            return full
-        slid = additive_mask(allowed(batch, window), dtype)
-        both = {"full_attention": full, "sliding_attention": slid}
-        return both if len(kinds) > 1 else both.get(next(iter(kinds), ""), slid)
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        """Float32 logits [N, V] through the model's own forward pass."""
+        causal = parts.causal_model(self.model)
+        length = batch.input_ids.shape[1]
+        columns, inverse = torch.unique(batch.predict % length, return_inverse=True)
+        arguments = self._arguments(causal, batch)
+        logits = causal(**arguments, logits_to_keep=columns).logits
+        _require_seen(arguments.get("layout"))
+        return logits[batch.predict // length, inverse].float()
 
-    def _head(self) -> Head:
-        layer = self._causal.get_output_embeddings()
-        config = self._causal.config.get_text_config()
+    def _arguments(self, causal: Any, batch: Batch) -> dict[str, Any]:
+        """What the decoder is called with, rows kept apart as this model allows."""
+        common = {"input_ids": batch.input_ids, "use_cache": False}
+        if self.route == "rows":
+            return {**common, "attention_mask": _row_mask(batch)}
+        common["position_ids"] = batch.position_ids
+        window = getattr(causal.config.get_text_config(), "sliding_window", None)
+        windowed = window is not None and longest(batch) > window
+        if self.route == "segments" and not windowed:
+            # a mask of four dimensions is taken as it is: none is built, and ours needs none
+            nothing = batch.input_ids.new_zeros(1, 1, 1, 1)
+            layout = attention.Layout(blocks(batch, causal.dtype))
+            return {**common, "attention_mask": nothing, "layout": layout}
+        mask = additive_mask(allowed(batch), causal.dtype)
+        if not windowed:
+            return {**common, "attention_mask": mask}
+        narrow = additive_mask(allowed(batch, window), causal.dtype)
+        kinds = getattr(causal.config.get_text_config(), "layer_types", None)
+        both = {"full_attention": mask, "sliding_attention": narrow}
+        return {**common, "attention_mask": narrow if kinds is None else both}
+
+    def _head(self) -> Head | None:
+        """The output projection as plain tensors; None where it is more than that."""
+        causal = parts.causal_model(self.model)
+        layer = causal.get_output_embeddings()
+        config = causal.config.get_text_config()
+        if type(layer) is not nn.Linear or config.model_type not in _PLAIN_HEADS:
+            return None
         scale = getattr(config, "logit_scale", None)
         if scale is None:
             scale = 1 / getattr(config, "logits_scaling", 1.0)
         cap = getattr(config, "final_logit_softcapping", None)
         return Head(layer.weight, layer.bias, scale, cap)
+
+
+def _require_seen(layout: attention.Layout | None) -> None:
+    if layout is not None and not layout.layers:
+        raise RuntimeError("the model did not pass the layout on: rows would have been mixed")
+
+
+def _row_mask(batch: Batch) -> torch.Tensor:
+    """int64 [R, L]: 1 where a row has a token, rows starting at column 0."""
+    if any(segment.start for segment in batch.segments):
+        raise ValueError("this model mixes rows of one sequence: train with train.pack=false")
+    stops = torch.zeros(len(batch.input_ids), 1, dtype=torch.int64)
+    for segment in batch.segments:
+        stops[segment.row] = segment.stop
+    places = torch.arange(batch.input_ids.shape[1])
+    return (places < stops).to(batch.input_ids)

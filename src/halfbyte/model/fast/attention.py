@@ -37,7 +37,7 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def _attend(  # noqa: PLR0913  the signature is transformers'
+def _attend(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -81,33 +81,34 @@ class _SegmentAttention(torch.autograd.Function):
         rows, heads, length, width = query.shape
         groups = key.shape[1]
         output = query.new_zeros(rows, length, heads, width)
-        probabilities = []
         for block in pieces:
             q = _queries(query, block, groups).mul(scale)
             p = _softmax(torch.bmm(q, _keys(key, block).mT), block.bias)
             o = torch.bmm(p, _keys(value, block))
             output[block.row, block.start : block.stop] = o.view(heads, -1, width).transpose(0, 1)
-            probabilities.append(p)
         ctx.pieces, ctx.scale = pieces, scale
-        ctx.save_for_backward(query, key, value, *probabilities)
+        ctx.save_for_backward(query, key, value)
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        query, key, value, *probabilities = ctx.saved_tensors
+        query, key, value = ctx.saved_tensors
         rows, heads, length, width = query.shape
         groups = key.shape[1]
         d_output = gradients[0].transpose(1, 2)
         # laid out as the projections are, so that nothing has to be transposed on the way back
         dq = query.new_zeros(rows, length, heads, width).transpose(1, 2)
         dk, dv = (query.new_zeros(rows, length, groups, width).transpose(1, 2) for _ in range(2))
-        for block, p in zip(ctx.pieces, probabilities, strict=True):
+        for block in ctx.pieces:
+            # made again rather than kept: at 256 keys they would be a quarter of all activations
+            q = _queries(query, block, groups).mul(ctx.scale)
+            p = _softmax(torch.bmm(q, _keys(key, block).mT), block.bias)
             do = _queries(d_output, block, groups)
             _add_keys(dv, block, torch.bmm(p.mT, do))
             ds = torch.bmm(do, _keys(value, block).mT)
             ds = torch._softmax_backward_data(ds, p, -1, p.dtype)  # noqa: SLF001  one pass, no copy
-            _add_keys(dk, block, torch.bmm(ds.mT, _queries(query, block, groups)).mul_(ctx.scale))
+            _add_keys(dk, block, torch.bmm(ds.mT, q))
             part = torch.bmm(ds, _keys(key, block)).mul_(ctx.scale)
             dq[block.row, :, block.start : block.stop] = part.view(heads, -1, width)
         return dq, dk, dv, None, None

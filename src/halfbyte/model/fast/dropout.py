@@ -35,9 +35,7 @@ def apply(x: torch.Tensor, rate: float, seed: int) -> torch.Tensor:
         stop = min(start + SIZE // 2, len(flat))
         # odd multiplier: the windows of one call start at unrelated places
         offset = (seed + number * 0x9E3779B97F4A7C15) % (SIZE - (stop - start) + 1)
-        torch.mul(
-            flat[start:stop], table[offset : offset + stop - start], out=result[start:stop]
-        )
+        torch.mul(flat[start:stop], table[offset : offset + stop - start], out=result[start:stop])
     return result.view(x.shape)
 
 

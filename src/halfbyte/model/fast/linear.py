@@ -7,18 +7,29 @@ products run in the type of x. Everything else (creation, saving, merging, switc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
-from peft.tuners.lora import LoraLayer, bnb as peft_bnb
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import bnb as peft_bnb
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from halfbyte.model.fast import dropout, weights
+from halfbyte.model.fast.fused import Recipe, recipe_of
 
-__all__ = ["FastLinear", "FastLinear4bit", "FastLinear8bit", "custom_modules", "lora_linear"]
+__all__ = [
+    "Fast",
+    "FastLinear",
+    "FastLinear4bit",
+    "FastLinear8bit",
+    "custom_modules",
+    "lora_linear",
+]
 
 
 def custom_modules() -> dict[type[nn.Module], type[nn.Module]]:
@@ -34,23 +45,23 @@ def custom_modules() -> dict[type[nn.Module], type[nn.Module]]:
     }
 
 
-class _Fast:
+class Fast:
     """The forward pass shared by the layers below; whatever it does not cover goes to PEFT's."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[..., in] to [..., out] with the active adapter, or without one where none is."""
-        assert isinstance(self, LoraLayer)
+        layer: Any = self  # a PEFT layer, by the classes below
         if args or kwargs or self.slow_reason(x) is not None:
             result: torch.Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]  # PEFT's
             return result
-        base = self.get_base_layer()
-        names = [] if self.disable_adapters or self.merged else self._active()
+        base = layer.get_base_layer()
+        names = [] if layer.disable_adapters or layer.merged else self._active()
         if not names:
             return lora_linear(x, base)
         name = names[0]
-        rate = getattr(self.lora_dropout[name], "p", 0.0) if self.training else 0.0
-        pair = (self.lora_A[name].weight, self.lora_B[name].weight)
-        return lora_linear(x, base, pair, self.scaling[name], rate)
+        rate = getattr(layer.lora_dropout[name], "p", 0.0) if layer.training else 0.0
+        pair = (layer.lora_A[name].weight, layer.lora_B[name].weight)
+        return lora_linear(x, base, pair, layer.scaling[name], rate)
 
     def slow_reason(self, x: torch.Tensor) -> str | None:
         """Why this input takes PEFT's forward pass; None where it takes ours."""
@@ -70,11 +81,11 @@ class _Fast:
         return [name for name in self.active_adapters if name in self.lora_A]  # type: ignore[attr-defined]  # LoraLayer's
 
 
-class FastLinear(_Fast, PeftLinear):
+class FastLinear(Fast, PeftLinear):
     """Over nn.Linear."""
 
 
-class FastConv1D(_Fast, PeftLinear):
+class FastConv1D(Fast, PeftLinear):
     """Over transformers' Conv1D (GPT-2), whose weight lies transposed."""
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
@@ -82,11 +93,11 @@ class FastConv1D(_Fast, PeftLinear):
         super().__init__(base_layer, adapter_name, is_target_conv_1d_layer=True, **kwargs)
 
 
-class FastLinear4bit(_Fast, peft_bnb.Linear4bit):
+class FastLinear4bit(Fast, peft_bnb.Linear4bit):
     """Over bitsandbytes' Linear4bit (NF4 or FP4)."""
 
 
-class FastLinear8bit(_Fast, peft_bnb.Linear8bitLt):
+class FastLinear8bit(Fast, peft_bnb.Linear8bitLt):
     """Over bitsandbytes' Linear8bitLt; products are with the dequantized weight, so that
     activations are not rounded to 8 bits.
     """
@@ -94,22 +105,26 @@ class FastLinear8bit(_Fast, peft_bnb.Linear8bitLt):
 
 def lora_linear(
     x: torch.Tensor,
-    base: nn.Module,
+    base: Any,
     pair: tuple[torch.Tensor, torch.Tensor] | None = None,
     scale: float = 1.0,
     rate: float = 0.0,
 ) -> torch.Tensor:
     """x Wᵀ + bias + scale * (drop(x) Aᵀ) Bᵀ, differentiable by x, A and B.
 
-    Shapes: x [..., in]; `base` a frozen layer that `weights.fault` accepts; `pair` is A [r, in]
-    and B [out, r], or None for the base alone. `rate` is the dropout probability of x before A.
+    Shapes: x [..., in]; `base` a frozen linear layer that `weights.fault` accepts; `pair` is A
+    [r, in] and B [out, r], or None for the base alone. `rate` is the dropout of x before A.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    if pair is None:
-        y = _LoraLinear.apply(rows, None, None, base, (scale, 0.0))
-    else:
-        y = _LoraLinear.apply(rows, pair[0], pair[1], base, (scale, rate))
-    return y.view(*x.shape[:-1], -1)
+    a, b = (None, None) if pair is None else pair
+    y: torch.Tensor = _LoraLinear.apply(x, a, b, base, _Numbers(scale, rate, recipe_of(x)))
+    return y
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    scale: float
+    rate: float
+    recipe: Recipe | None
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -119,39 +134,51 @@ class _LoraLinear(torch.autograd.Function):
         x: torch.Tensor,
         a: torch.Tensor | None,
         b: torch.Tensor | None,
-        base: nn.Module,
-        numbers: tuple[float, float],
+        base: Any,
+        numbers: _Numbers,
     ) -> torch.Tensor:
-        ctx.base, (ctx.scale, ctx.rate) = base, numbers
+        ctx.base, ctx.scale, ctx.rate = base, numbers.scale, numbers.rate
+        ctx.make = None
+        rows = x.reshape(-1, x.shape[-1])
         weight = weights.dense(base, x.dtype).T
-        y = torch.mm(x, weight) if base.bias is None else torch.addmm(base.bias, x, weight)
+        y = torch.mm(rows, weight) if base.bias is None else torch.addmm(base.bias, rows, weight)
         if a is None or b is None:
-            ctx.save_for_backward(None, None, None, None)
-            return y
+            ctx.save_for_backward(None, None, None)
+            return y.view(*x.shape[:-1], -1)
         ctx.seed = dropout.draw_seed() if ctx.rate else 0
-        dropped = dropout.apply(x, ctx.rate, ctx.seed) if ctx.rate else x
+        dropped = dropout.apply(rows, ctx.rate, ctx.seed) if ctx.rate else rows
         narrow = torch.mm(dropped, a.to(x.dtype).T).mul_(ctx.scale)
         y.addmm_(narrow, b.to(x.dtype).T)
-        ctx.save_for_backward(x, a, b, narrow)
-        return y
+        sources: tuple[torch.Tensor, ...] = (x,)
+        if numbers.recipe is not None:
+            ctx.make, sources = numbers.recipe.make, numbers.recipe.tensors
+        ctx.save_for_backward(a, b, narrow, *sources)
+        return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        dy = gradients[0]
-        x, a, b, narrow = ctx.saved_tensors
+        dy = gradients[0].reshape(-1, gradients[0].shape[-1])
+        a, b, narrow, *sources = ctx.saved_tensors
         needs_x, needs_a, needs_b = ctx.needs_input_grad[:3]
         dx = torch.mm(dy, weights.dense(ctx.base, dy.dtype)) if needs_x else None
-        if a is None:
-            return dx, None, None, None, None
-        back = torch.mm(dy, b.to(dy.dtype)).mul_(ctx.scale)
-        db = torch.mm(dy.T, narrow).to(b.dtype) if needs_b else None
-        da = None
-        if needs_a:
-            dropped = dropout.apply(x, ctx.rate, ctx.seed) if ctx.rate else x
-            da = torch.mm(back.T, dropped).to(a.dtype)
-        if dx is not None and ctx.rate:
-            dx.add_(dropout.apply(torch.mm(back, a.to(dy.dtype)), ctx.rate, ctx.seed))
-        elif dx is not None:
-            dx.addmm_(back, a.to(dy.dtype))
+        da = db = None
+        if a is not None:
+            back = torch.mm(dy, b.to(dy.dtype)).mul_(ctx.scale)
+            if needs_b:
+                db = torch.mm(dy.T, narrow).to(b.dtype)
+            if needs_a:
+                da = torch.mm(back.T, _input(ctx, sources)).to(a.dtype)
+            if dx is not None and ctx.rate:
+                dx.add_(dropout.apply(torch.mm(back, a.to(dy.dtype)), ctx.rate, ctx.seed))
+            elif dx is not None:
+                dx.addmm_(back, a.to(dy.dtype))
+        dx = None if dx is None else dx.view(*gradients[0].shape[:-1], -1)
         return dx, da, db, None, None
+
+
+def _input(ctx: Any, sources: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What A was multiplied with: kept, or made again from what was kept; then dropped again."""
+    x = sources[0] if ctx.make is None else ctx.make(*sources)
+    rows = x.reshape(-1, x.shape[-1])
+    return dropout.apply(rows, ctx.rate, ctx.seed) if ctx.rate else rows

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import bitsandbytes as bnb
 import torch
 from torch import nn
@@ -14,26 +16,24 @@ def fault(layer: nn.Module, dtype: torch.dtype) -> str | None:
     """Why `dense` cannot give this layer's weight for products in `dtype`; None where it can."""
     if not isinstance(layer, nn.Linear | Conv1D):
         return f"{type(layer).__name__} is not a linear layer known here"
-    weight = layer.weight
+    weight: Any = layer.weight
     if weight.requires_grad:
         return "its base weight is trained"
     if isinstance(weight, bnb.nn.Params4bit):
         return None if weight.quant_state is not None else "its weight is not quantized yet"
-    if isinstance(weight, bnb.nn.Int8Params):
+    if isinstance(weight, bnb.nn.Int8Params) or (
+        type(weight) in (nn.Parameter, torch.Tensor) and weight.dtype == dtype
+    ):
         return None
-    if type(weight) not in (nn.Parameter, torch.Tensor):
-        return f"its weight is a {type(weight).__name__}"
-    if weight.dtype != dtype:
-        return f"its weight is {weight.dtype}, its input {dtype}"
-    return None
+    return f"its weight is a {type(weight).__name__} of {weight.dtype}, its input {dtype}"
 
 
-def dense(layer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+def dense(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     """The weight as [out, in] in `dtype`: a view where it is dense, else a new tensor to drop soon.
 
     The caller has asked `fault` before.
     """
-    weight = layer.weight
+    weight: Any = layer.weight
     if isinstance(weight, bnb.nn.Params4bit):
         state = weight.quant_state
         if getattr(state, "packing_format_for_cpu", False):
@@ -57,7 +57,7 @@ def keep_as_quantized(model: nn.Module) -> None:
             layer.support_avx512bf16_for_cpu = False
 
 
-def _unpack(layer: nn.Module) -> None:
+def _unpack(layer: Any) -> None:
     """Bring back a weight that bitsandbytes repacked before `keep_as_quantized` was called."""
     weight = layer.weight
     unpack = bnb.functional._convert_weight_packed_for_cpu_inverse  # noqa: SLF001  its only inverse

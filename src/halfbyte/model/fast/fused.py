@@ -1,0 +1,162 @@
+"""Norms and gated MLPs that keep less for the backward pass than transformers' own.
+
+The modules replace single instances in a loaded model and adopt their children and parameters, so
+every parameter keeps its name. What they change is what is remembered: the input of a linear layer
+that can be computed again from tensors kept anyway is not kept itself (`Recipe`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["GatedMlp", "Recipe", "RmsNorm", "recipe_of", "replace"]
+
+_MARK = "halfbyte_recipe"
+
+# Exactly these forward passes were read: y = weight * (x / rms(x)) in float32, rounded before the
+# product with the weight; and down(act(gate(x)) * up(x)). Others keep their own modules.
+_NORMS = frozenset(
+    f"{name}RMSNorm" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Mixtral", "Granite")
+)
+_MLPS = frozenset(
+    f"{name}MLP" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Granite")
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recipe:
+    """How to compute a tensor again: `make(*tensors)`, the same bytes each time."""
+
+    make: Callable[..., torch.Tensor]
+    tensors: tuple[torch.Tensor, ...]
+
+
+def recipe_of(tensor: torch.Tensor) -> Recipe | None:
+    """The recipe that came with a tensor, if a module here made it."""
+    return getattr(tensor, _MARK, None)
+
+
+def replace(model: nn.Module) -> dict[str, int]:
+    """Put these modules in place of those they compute the same as; how many of each kind."""
+    counts = {"norms": 0, "mlps": 0}
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            kind = type(child).__name__
+            if not type(child).__module__.startswith("transformers.models."):
+                continue
+            if kind in _NORMS:
+                setattr(parent, name, RmsNorm(child))
+                counts["norms"] += 1
+            elif kind in _MLPS:
+                setattr(parent, name, GatedMlp(child))
+                counts["mlps"] += 1
+    return counts
+
+
+class RmsNorm(nn.Module):
+    """weight * x / sqrt(mean(x²) + eps) over the last dimension."""
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.weight: nn.Parameter = original.weight
+        self.variance_epsilon = float(original.variance_epsilon)
+        self.train(original.training)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[..., H] to [..., H]; the result's recipe needs only the input."""
+        x = hidden_states
+        y: torch.Tensor = _RmsNorm.apply(x, self.weight, self.variance_epsilon)
+        _mark(y, Recipe(self._again, (x, self.weight)))
+        return y
+
+    def _again(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return _normed(x, weight, _inverse_rms(x, self.variance_epsilon))
+
+
+class GatedMlp(nn.Module):
+    """down(act(gate(x)) * up(x)), keeping the outputs of gate and up and nothing else as wide."""
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.gate_proj: nn.Module = original.gate_proj
+        self.up_proj: nn.Module = original.up_proj
+        self.down_proj: nn.Module = original.down_proj
+        self.act_fn: nn.Module = original.act_fn
+        self.train(original.training)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., H] to [..., H]."""
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        product: torch.Tensor = _Gated.apply(gate, up, self.act_fn)
+        _mark(product, Recipe(self._again, (gate, up)))
+        y: torch.Tensor = self.down_proj(product)
+        return y
+
+    def _again(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        product: torch.Tensor = self.act_fn(gate).mul_(up)
+        return product
+
+
+def _mark(tensor: torch.Tensor, recipe: Recipe) -> None:
+    if tensor.requires_grad:
+        setattr(tensor, _MARK, recipe)
+
+
+def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """float32 [..., 1]; one pass over x, whatever its type."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def _normed(x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    return torch.mul(x, inverse).to(x.dtype).mul_(weight)
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        inverse = _inverse_rms(x, eps)
+        ctx.save_for_backward(x, weight, inverse)
+        return _normed(x, weight, inverse)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        dy = gradients[0]
+        x, weight, inverse = ctx.saved_tensors
+        dw = None
+        if ctx.needs_input_grad[1]:
+            dw = (dy * torch.mul(x, inverse)).flatten(0, -2).sum(dim=0).to(weight.dtype)
+        if not ctx.needs_input_grad[0]:
+            return None, dw, None
+        g = dy * weight
+        along = torch.linalg.vecdot(g.float(), x.float()).unsqueeze(-1)
+        along = along.mul_(inverse.pow(3)).div_(-x.shape[-1])
+        return g.mul_(inverse).addcmul_(x, along.to(x.dtype)), dw, None
+
+
+class _Gated(torch.autograd.Function):
+    """act(gate) * up; the derivative of `act` comes from autograd, on the recomputed value."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, act: nn.Module) -> torch.Tensor:
+        ctx.act = act
+        ctx.save_for_backward(gate, up)
+        product: torch.Tensor = act(gate).mul_(up)
+        return product
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        dy = gradients[0]
+        gate, up = ctx.saved_tensors
+        with torch.enable_grad():
+            gate = gate.detach().requires_grad_()
+            acted = ctx.act(gate)
+        (d_gate,) = torch.autograd.grad(acted, gate, dy * up)
+        return d_gate, acted.detach().mul_(dy), None

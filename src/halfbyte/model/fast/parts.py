@@ -1,0 +1,129 @@
+"""Which parts of the fast path a model takes, and why it does not take the others."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal, NamedTuple
+
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from halfbyte.model.fast import attention, fused, linear, weights
+
+__all__ = ["Part", "Route", "causal_model", "install", "packing_fault", "route_of", "status"]
+
+# How rows of one batch are kept apart: by the layout of their segments, by a mask [R, 1, L, L], or
+# only by standing in rows of their own.
+Route = Literal["segments", "mask", "rows"]
+
+_KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
+
+
+class Part(NamedTuple):
+    """One part of the fast path: its name, whether this model takes it, and why (not)."""
+
+    name: str
+    active: bool
+    reason: str
+
+
+def causal_model(model: nn.Module) -> Any:
+    """The transformers model itself, adapters inside it."""
+    get = getattr(model, "get_base_model", None)
+    return model if get is None else get()
+
+
+def install(model: nn.Module) -> Route:
+    """Set a model up for the fast path as far as it goes, and say how rows are kept apart.
+
+    Idempotent. Exchanges norms and MLPs for equal ones that keep less (fused.py), chooses the
+    attention implementation, and keeps bitsandbytes from repacking weights.
+    """
+    causal = causal_model(model)
+    weights.keep_as_quantized(causal)
+    fused.replace(causal)
+    route, _ = route_of(causal)
+    if route == "segments":
+        attention.register()
+        causal.set_attn_implementation(attention.NAME)
+    elif route == "mask" and getattr(_config(causal), "attn_logit_softcapping", None):
+        causal.set_attn_implementation("eager")  # the others would leave the cap out
+    return route
+
+
+def route_of(causal: Any) -> tuple[Route, str]:
+    """How rows of one batch are kept apart in this model, and the reason."""
+    fault = packing_fault(causal)
+    if fault is not None:
+        return "rows", fault
+    config = _config(causal)
+    rates = {name: getattr(config, name, 0.0) for name in ("attention_dropout", "attn_pdrop")}
+    for name, rate in rates.items():
+        if rate:
+            return "mask", f"{name} is {rate}"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "mask", "attention scores are capped"
+    if any(hasattr(module, "sinks") for module in causal.modules()):
+        return "mask", "attention has sinks"
+    device = causal.device.type
+    if device != "cpu":
+        return "mask", f"written for the CPU; on {device} a mask goes to torch's kernels"
+    return "segments", "batched products per segment"
+
+
+def packing_fault(causal: Any) -> str | None:
+    """Why several rows may not share one sequence in this model; None where they may."""
+    config = _config(causal)
+    if getattr(causal, "_is_stateful", False):
+        return "a recurrent state would run from one row into the next"
+    unknown = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
+    if unknown:
+        return f"layers of type {', '.join(sorted(unknown))} would mix rows"
+    if not getattr(causal, "_supports_attention_backend", False):
+        return "its attention does not go through transformers' registry"
+    if "position_ids" not in inspect.signature(causal.base_model.forward).parameters:
+        return "its positions cannot be given"
+    return None
+
+
+def status(model: nn.Module) -> list[Part]:
+    """What is active for this model: for `halfbyte doctor` and the training summary."""
+    causal = causal_model(model)
+    fault = packing_fault(causal)
+    route, reason = route_of(causal)
+    kept = [m for m in causal.modules() if isinstance(m, fused.RmsNorm | fused.GatedMlp)]
+    head = causal.get_output_embeddings()
+    plain_head = type(head) is nn.Linear
+    return [
+        _lora_part(causal),
+        Part("packing", fault is None, fault or "rows share a sequence, positions restart"),
+        Part("shared prefixes", fault is None, fault or "each computed once"),
+        Part("segment attention", route == "segments", reason),
+        Part(
+            "vocabulary in chunks",
+            plain_head,
+            "only trained tokens" if plain_head else f"the head is a {type(head).__name__}",
+        ),
+        Part(
+            "lean norms and MLPs",
+            bool(kept),
+            f"{len(kept)} modules" if kept else "none of a form known here",
+        ),
+    ]
+
+
+def _lora_part(causal: Any) -> Part:
+    layers = [module for module in causal.modules() if isinstance(module, LoraLayer)]
+    if not layers:
+        return Part("LoRA in one function", False, "no adapter")
+    ours = [module for module in layers if isinstance(module, linear.Fast)]
+    reasons = {weights.fault(m.get_base_layer(), causal.dtype) for m in ours} - {None}
+    if len(ours) < len(layers):
+        reasons.add(f"{len(layers) - len(ours)} layers are PEFT's own")
+    if reasons:
+        return Part("LoRA in one function", False, "; ".join(sorted(map(str, reasons))))
+    return Part("LoRA in one function", True, f"{len(ours)} layers")
+
+
+def _config(causal: Any) -> Any:
+    return causal.config.get_text_config()
