@@ -24,7 +24,11 @@ class TableRow:
 
 def table_rows(comparison: Comparison) -> list[TableRow]:
     """All metrics, the headline first, the rest in the order of their groups."""
-    metrics = sorted(comparison.metrics, key=lambda m: m.info.name != comparison.headline)
+    groups = list(dict.fromkeys(metric.info.group for metric in comparison.metrics))
+    metrics = sorted(
+        comparison.metrics,
+        key=lambda m: (m.info.name != comparison.headline, groups.index(m.info.group)),
+    )
     return [_row(metric, comparison.headline) for metric in metrics]
 
 
