@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from typing import Any, Final
 
 import click
@@ -67,6 +68,8 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> Any:
     """Run a command; every halfbyte error becomes its message and its exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked workers warn otherwise
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars follow it
+    warnings.filterwarnings("ignore", category=FutureWarning)  # theirs, of APIs we do not call
     try:
         return cli.main(args=arguments, prog_name="halfbyte", standalone_mode=False)
     except HalfbyteError as error:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
@@ -17,6 +16,8 @@ from halfbyte.cli.show import console
 from halfbyte.model.fast import alloc
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from halfbyte.api import Asked, Compared
 
 _STYLES = {"better": "green", "worse": "red", "": ""}
@@ -57,8 +58,9 @@ def evaluate(run: str, base: bool, runs: str, as_json: bool, **given: Any) -> No
     table = Table("score", "value", "rows", "what it is", box=None)
     for name, column in found.columns.items():
         rows = str(int(column.applies.sum()))
-        table.add_row(name, f"{scores[name]:.4g}", rows, escape(column.info.definition))
-    Console().print(table)
+        short = column.info.definition.partition(". ")[0]
+        table.add_row(name, f"{scores[name]:.4g}", rows, escape(short))
+    console(stderr=False).print(table)
 
 
 @click.command()
@@ -90,7 +92,7 @@ def compare(
         if as_json:
             click.echo(json.dumps(done.comparison.to_json()))
         else:
-            show_comparison(Console(), done, show)
+            show_comparison(console(stderr=False), done, show)
             click.echo(f"report  {page}")
         api.require(done)
 
@@ -112,10 +114,19 @@ def show_comparison(out: Console, done: Compared, show: int) -> None:
     from halfbyte.evaluate.table import HEADER, table_rows
 
     comparison = done.comparison
-    table = Table(*HEADER, box=None, title=f"{comparison.base} → {comparison.tuned}")
+    table = Table(box=None, title=f"{comparison.base} → {comparison.tuned}")
+    for name in HEADER:
+        table.add_column(name, no_wrap=True)
+    still = []
     for row in table_rows(comparison):
-        table.add_row(*map(escape, row.cells), style=_STYLES[row.outcome])
+        metric = comparison.metric(row.name)
+        if metric.wins or metric.losses or metric.info.name == comparison.headline:
+            table.add_row(*map(escape, row.cells), style=_STYLES[row.outcome])
+        else:
+            still.append(row.name)
     out.print(table)
+    if still:
+        out.print(f"the same on every row: {', '.join(still)}", style="dim")
     for answers in _answers(done, show):
         out.print(answers)
     for finding in done.findings:
@@ -136,6 +147,7 @@ def _answers(done: Compared, show: int) -> Iterator[Table]:
         assert tuned is not None
         table = Table("base", "tuned", title=escape(row.prompt), expand=True, title_justify="left")
         table.caption = escape(f"reference: {row.reference}")
+        table.caption_justify = "left"
         table.add_row(escape(base.text.strip()), escape(tuned.text.strip()))
         yield table
 

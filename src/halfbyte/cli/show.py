@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from halfbyte.run import RunFolder
 
 
-def console(quiet: bool = False) -> Console:
+def console(quiet: bool = False, *, stderr: bool = True) -> Console:
     """Where people are talked to: stderr, so that stdout stays for results; nowhere if quiet."""
     if quiet:
         return Console(file=io.StringIO())
-    # without a terminal, lines are for a log: no wrapping at 80 columns
-    return Console(stderr=True, width=None if sys.stderr.isatty() else 140)
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    # without a terminal, lines are for a log or a file: no wrapping at 80 columns
+    return Console(stderr=stderr, width=None if terminal else 140)
 
 
 def size(count: float) -> str:
