@@ -34,7 +34,7 @@ _CONVERT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of a safetensors file: type name, shape, and its bytes `start:stop` of the data."""
+    """One tensor of a safetensors file: type name, shape, bytes `start:stop` of the data."""
 
     dtype: str
     shape: tuple[int, ...]
