@@ -39,6 +39,8 @@ def bpe_tokenizer(rule: str = "smollm") -> PreTrainedTokenizerFast:
     """Byte-level BPE with some merges, cut by a rule llama.cpp knows; ChatML."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = PRETOKENIZERS[rule]
+    if rule == "qwen2":
+        core.normalizer = normalizers.NFC()  # as Qwen's own
     core.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(

@@ -121,7 +121,7 @@ def export_gguf(weights: Weights, out: Path, shipment: Shipment, kind: str = "q8
     """
     config = shipment.config
     with atomic_folder(out) as temp:
-        _write_gguf(temp / MODEL_GGUF, weights, shipment, kind)
+        notes = _write_gguf(temp / MODEL_GGUF, weights, shipment, kind)
         _write_card(temp, shipment)
     return Exported(
         "gguf",
@@ -129,7 +129,7 @@ def export_gguf(weights: Weights, out: Path, shipment: Shipment, kind: str = "q8
         _names(out),
         _gguf_encoder(out / MODEL_GGUF),
         lambda: load_model(out / MODEL_GGUF, config),
-        tuple(gguf_shapes.notes(config)),
+        notes,
     )
 
 
@@ -156,7 +156,7 @@ def export_ollama(weights: Weights, out: Path, shipment: Shipment, kind: str = "
     """
     config = shipment.config
     with atomic_folder(out) as temp:
-        _write_gguf(temp / MODEL_GGUF, weights, shipment, kind)
+        notes = _write_gguf(temp / MODEL_GGUF, weights, shipment, kind)
         tokenizer = GgufTokenizer(open_gguf(temp / MODEL_GGUF))
         frame = _frame(tokenizer)
         (temp / "Modelfile").write_text(_modelfile(frame, tokenizer, shipment), encoding="utf-8")
@@ -167,7 +167,7 @@ def export_ollama(weights: Weights, out: Path, shipment: Shipment, kind: str = "
         _names(out),
         lambda messages: tokenizer.encode_prompt(frame.render(messages)),
         lambda: load_model(out / MODEL_GGUF, config),
-        tuple(gguf_shapes.notes(config)),
+        notes,
     )
 
 
@@ -251,7 +251,8 @@ def _require_vllm(name: str, adapter: Adapter) -> None:
         )
 
 
-def _write_gguf(path: Path, weights: Weights, shipment: Shipment, kind: str) -> None:
+def _write_gguf(path: Path, weights: Weights, shipment: Shipment, kind: str) -> tuple[str, ...]:
+    """Write it; what llama.cpp will do otherwise comes back."""
     companions = shipment.companions
     tokenizer = AutoTokenizer.from_pretrained(
         companions.tokenizer, local_files_only=True, trust_remote_code=False
@@ -259,6 +260,7 @@ def _write_gguf(path: Path, weights: Weights, shipment: Shipment, kind: str) -> 
     rows = weights.shape("model.embed_tokens.weight")[0]
     vocab = vocabulary(tokenizer, rows, companions.template(), companions.chat.stop_ids)
     write_model(path, weights, shipment.config, vocab, shipment.label, kind)
+    return (*gguf_shapes.notes(shipment.config), *vocab.notes)
 
 
 def _write_card(folder: Path, shipment: Shipment) -> None:

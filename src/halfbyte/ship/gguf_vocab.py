@@ -13,6 +13,10 @@ from halfbyte.errors import InputError
 from halfbyte.model.pretokenizers import PRETOKENIZERS, rule_of
 
 SPACE: Final = "▁"  # how sentencepiece spells a space inside a piece
+_UNNORMALIZED: Final = (
+    "llama.cpp does not compose characters as this tokenizer does (Unicode NFC): text with loose "
+    "accents gets other ids"
+)
 _BYTE_PIECES: Final = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
@@ -23,6 +27,7 @@ class Vocabulary:
     `model`: `gpt2` (byte-level BPE by merges) or `llama` (sentencepiece BPE by scores). `pre`: the
     rule text is cut by, for `gpt2`. `kinds`: gguf's TokenType of each piece. `space`: whether
     llama.cpp puts a space before text, for `llama`. `marks`: special ids by gguf's names for them.
+    `notes`: what llama.cpp does otherwise, in words.
     """
 
     model: Literal["gpt2", "llama"]
@@ -35,6 +40,7 @@ class Vocabulary:
     adds_bos: bool = False
     marks: dict[str, int] = field(default_factory=dict)
     template: str | None = None
+    notes: tuple[str, ...] = ()
 
     def write(self, writer: GGUFWriter) -> None:
         """Add all of it to a GGUF file."""
@@ -95,7 +101,8 @@ def vocabulary(
             "Export with --to safetensors, and convert with llama.cpp's own script.",
         )
     texts = tuple(" ".join(pair) for pair in merges)
-    return Vocabulary("gpt2", rule, pieces, kinds, merges=texts, **common)
+    notes = (_UNNORMALIZED,) if spec.get("normalizer") else ()
+    return Vocabulary("gpt2", rule, pieces, kinds, merges=texts, notes=notes, **common)
 
 
 def _pieces(

@@ -1,0 +1,112 @@
+"""`halfbyte merge` and `halfbyte export`: from a run to files that other engines open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from halfbyte.errors import InputError
+
+_TARGETS = ("peft", "safetensors", "gguf", "ollama", "vllm")
+
+
+@click.command()
+@click.argument("run")
+@click.option("--out", type=click.Path(path_type=Path), help="The folder to write (RUN/merged).")
+@click.option(
+    "--into",
+    type=click.Choice(["auto", "original", "dequantized"]),
+    default="auto",
+    show_default=True,
+    help="Which weights the adapter is added to; auto measures both.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["base", "bfloat16", "float16", "float32"]),
+    default="base",
+    show_default=True,
+    help="How the sums are stored. float16 rounds eight times finer than bfloat16.",
+)
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="RUN[=WEIGHT]",
+    help="Another run's adapter to add; RUN's own has weight 1, or --weight.",
+)
+@click.option("--weight", type=float, default=1.0, help="The weight of RUN's own adapter.")
+@click.option("--rows", type=click.IntRange(1), default=50, help="Held-out rows to measure on.")
+@click.option("--force", is_flag=True, help="Keep the nearest merge even when none is faithful.")
+def merge(
+    run: str,
+    out: Path | None,
+    into: str,
+    dtype: str,
+    adapters: tuple[str, ...],
+    weight: float,
+    rows: int,
+    force: bool,
+) -> None:
+    """Merge a run's adapter into its base, and prove on held-out rows that it is the same model.
+
+    Leaves merge-report.json; refuses when no merge does what base + adapter does.
+    """
+    from halfbyte import api
+
+    report = api.merge(
+        run,
+        out=out,
+        into=into,
+        dtype=None if dtype == "base" else dtype,
+        adapters=dict(_weighted(text) for text in adapters),
+        weight=weight,
+        rows=rows,
+        force=force,
+    )
+    _print(report.lines())
+    click.echo(f"kept: the merge into the {report.kept} weights")
+
+
+@click.command()
+@click.argument("run")
+@click.option("--to", "target", type=click.Choice(_TARGETS), required=True, help="The form.")
+@click.option("--out", type=click.Path(path_type=Path), help="The folder (RUN/export/TARGET).")
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]),
+    default="q8_0",
+    show_default=True,
+    help="How a GGUF's matrices are held.",
+)
+@click.option("--adapter-only", is_flag=True, help="GGUF: the adapter alone, for --lora.")
+@click.option("--answers/--no-answers", default=True, help="Compare greedy answers too.")
+def export(
+    run: str, target: str, out: Path | None, kind: str, adapter_only: bool, answers: bool
+) -> None:
+    """Export a run, open the export again, and compare its token ids and answers."""
+    from halfbyte import api
+
+    if adapter_only and target != "gguf":
+        raise InputError(f"--adapter-only: for --to gguf; --to {target} needs the whole model")
+    report = api.export(
+        run, to=target, out=out, kind=kind, adapter_only=adapter_only, answers=answers
+    )
+    _print(report.lines())
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    name, sign, weight = text.rpartition("=")
+    if not sign:
+        return text, 1.0
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise InputError(f"--adapter {text}: reads RUN or RUN=WEIGHT, like run-2=0.5") from None
+
+
+def _print(lines: Any) -> None:
+    for line in lines:
+        click.echo(line)
