@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from tests.tiny import tiny_base
 
 ROWS = [
     {"instruction": f"Say {word}.", "response": f"{word}!"}
-    for word in "red green blue black white pink grey brown gold teal".split()
+    for word in ["red", "green", "blue", "black", "white", "pink", "grey", "brown", "gold", "teal"]
 ]
 
 
@@ -201,3 +204,58 @@ def test_what_is_wrong_is_said(
     assert text in printed
     assert "Traceback" not in printed
     assert not (tmp_path / "runs").exists()
+
+
+def test_compare_writes_evidence_and_report(base: Path, rows: Path, tmp_path: Path) -> None:
+    """One command from a run to table, verdict and report; the gate is an exit code."""
+    runs = tmp_path / "runs"
+    folder = train(
+        base, rows, runs, "train.epochs=6", "train.learning_rate=5e-3", "eval.max_new_tokens=8"
+    )
+    done = run("compare", "latest", "--runs", str(runs), "--no-retention", "--show", "1")
+    assert done.exit_code == 0, done.output
+    assert "perplexity" in done.stdout
+    page = (folder.report / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert {path.suffix for path in folder.report.iterdir()} == {".html", ".md", ".json", ".txt"}
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            ["compare", str(folder.path), "--no-retention", "--require", "perplexity < 0.01 * base"]
+        )
+    assert stopped.value.code == 6
+
+
+def test_a_run_compared_with_itself_shows_no_difference(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Two identical models are called identical."""
+    folder = train(base, rows, tmp_path, "train.max_steps=1", "eval.max_new_tokens=8")
+    done = api.compare_run(folder, api.Asked(retention=False), against=str(folder.path))
+    assert done.comparison.verdict.outcome == "no difference"
+
+
+def test_two_processes_take_the_steps_of_one(base: Path, rows: Path, tmp_path: Path) -> None:
+    """Under accelerate's launcher (gloo), the losses are those of one process to 1e-5."""
+    settings = [
+        f"model.base={base}",
+        f"data.train={rows}",
+        "method=lora",
+        "train.epochs=2",
+        "train.batch_size=4",
+        "train.learning_rate=5e-3",
+        f"runs={tmp_path}",
+    ]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["-m", "halfbyte", "train", *settings, "name=two", "--quiet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert run("train", *settings, "name=one", "--quiet").exit_code == 0
+
+    def losses(name: str) -> list[float]:
+        records = read_metrics(RunFolder(tmp_path / name).metrics)
+        return [record["loss"] for record in records if record["event"] in {"stepped", "evaluated"}]
+
+    assert len(losses("two")) > 6
+    assert losses("two") == pytest.approx(losses("one"), rel=1e-5)
