@@ -22,7 +22,7 @@ from halfbyte.evaluate.runner import (
     likelihoods,
 )
 from halfbyte.infer import Engine, Sampling
-from tiny import tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer
 
 SHORT = Plan(Sampling(max_new_tokens=6), answered=4)
 

@@ -82,7 +82,7 @@ def evaluate_model(
         )
     if len(rows) != len(encoded):
         raise InputError(f"{len(rows)} rows, but ids of {len(encoded)}")
-    context = _positions(subject.model)
+    context = positions(subject.model)
     items: list[Likelihood | None] = [None] * len(rows)
     if plan.likelihood:
         items = likelihoods(subject, encoded, plan.limits, progress, context)
@@ -225,7 +225,8 @@ def _switched(model: nn.Module, adapter: str | None) -> Iterator[None]:
             model.set_adapter(before)
 
 
-def _positions(model: nn.Module) -> int:
+def positions(model: nn.Module) -> int:
+    """How many tokens the model can see at once."""
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     config = inner.config.get_text_config()
     return int(getattr(config, "max_position_embeddings", None) or 2**31)
