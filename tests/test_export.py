@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from halfbyte.data.records import Message
 from halfbyte.errors import InputError
 from halfbyte.ship import export as ship
+from halfbyte.ship.card import CardFacts, model_card
 from halfbyte.ship.chats import Chat, chats
 from halfbyte.ship.check import Agreement, ExportReport, Trial, check
 from halfbyte.ship.companions import ChatForm, Companions
@@ -306,3 +308,13 @@ def test_llama_cpp_applies_the_adapter(base: Path, tmp_path: Path) -> None:
     ]
     assert sum(pairs) >= 0.9 * len(pairs)
     assert AutoConfig.from_pretrained(base).model_type in ARCHS
+
+
+def test_model_card_front_matter() -> None:
+    """The card's head is YAML the hub reads, and its tables hold what was measured."""
+    facts = CardFacts("a", "org/base", "abc", "Apache-2.0", results={"perplexity": "3 | 4"})
+    head, body = model_card(facts).removeprefix("---\n").split("---\n", 1)
+    read = yaml.safe_load(head)
+    assert (read["base_model"], read["license"]) == ("org/base", "apache-2.0")
+    assert "| perplexity | 3 \\| 4 |" in body
+    assert "revision `abc`" in body

@@ -1,0 +1,121 @@
+"""GGUF exports in a real llama.cpp: the same ids, the same greedy tokens?
+
+NODE_LLAMA_CPP=FOLDER python bench/bench_export.py BASE ADAPTER [--into dequantized] [--tokens 16]
+
+BASE is a transformers folder, ADAPTER an adapter folder trained on it (in 4 bits by default). For
+20 chats: ids by llama.cpp against the tokenizer's, and llama.cpp's first choice at each place of
+transformers' greedy answer, for the merged model in q8_0 and for the adapter on the base's GGUF.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests import llama_peer
+
+from halfbyte.data.records import Message
+from halfbyte.ship import export as ship
+from halfbyte.ship.chats import chats
+from halfbyte.ship.check import Agreement, Trial, check
+from halfbyte.ship.companions import ChatForm, Companions
+from halfbyte.ship.deltas import open_parts
+from halfbyte.ship.gguf_write import Label
+from halfbyte.ship.merge import MergedWeights
+from halfbyte.ship.quantize import Quantized
+from halfbyte.ship.weights import Slot, write_weights
+
+
+def model_of(weights: MergedWeights, shipment: ship.Shipment) -> PreTrainedModel:
+    """The summed weights in plain transformers, in float32."""
+    with tempfile.TemporaryDirectory() as temp:
+        folder = Path(temp)
+        slots = {
+            name: Slot(torch.float32, weights.shape(name), "model.safetensors")
+            for name in weights.names()
+        }
+        write_weights(folder, slots, weights.read)
+        shipment.companions.write(folder, torch.float32)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def greedy(model: PreTrainedModel, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    """`count` greedy tokens after each prompt, or fewer where the end mark comes."""
+    made = []
+    for ids in prompts:
+        given = torch.tensor([list(ids)])
+        out = model.generate(
+            input_ids=given,
+            attention_mask=torch.ones_like(given),
+            do_sample=False,
+            max_new_tokens=count,
+        )
+        made.append(out[0, len(ids) :].tolist())
+    return made
+
+
+def choices_line(wanted: list[list[int]], said: llama_peer.Answers) -> str:
+    """Equal choices along transformers' own answers, and how far free answers go together."""
+    pairs = [
+        one == two
+        for row, other in zip(wanted, said.choices, strict=True)
+        for one, two in zip(row, other, strict=True)
+    ]
+    free = Agreement.of(
+        wanted, [ids[: len(row)] for row, ids in zip(wanted, said.greedy, strict=True)]
+    )
+    return f"{sum(pairs) / len(pairs):.1%} of {len(pairs)} choices equal; free: {free.line()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("base", type=Path)
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("--into", choices=["dequantized", "original"], default="dequantized")
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--type", default="q8_0")
+    given = parser.parse_args()
+    if reason := llama_peer.missing():
+        sys.exit(reason)
+    tokenizer = AutoTokenizer.from_pretrained(given.base)
+
+    def encode(messages: Sequence[Message]) -> list[int]:
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+
+    tried = chats(encode)
+    texts = [tokenizer.decode(chat.ids) for chat in tried]
+    prompts = [chat.ids for chat in tried]
+    form = ChatForm(stop_ids=(tokenizer.eos_token_id,))
+    shipment = ship.Shipment(Companions(given.base, given.base, form), Label("bench", "bench"))
+    quantized = Quantized("nf4", True, torch.float32)
+    with tempfile.TemporaryDirectory() as temp:
+        out = Path(temp)
+        merged = MergedWeights(given.base, open_parts({given.adapter: 1.0}), given.into, quantized)
+        start = time.perf_counter()
+        exported = ship.export_gguf(merged, out / "model", shipment, given.type)
+        print(f"{given.type}: {time.perf_counter() - start:.1f} s to write")
+        print("ids by our reader:", check(exported, Trial(tried)).ids.line())
+        wanted = greedy(model_of(merged, shipment), prompts, given.tokens)
+        asked = {"texts": texts, "prompts": prompts, "forced": wanted, "count": given.tokens}
+        said = llama_peer.ask(out / "model" / ship.MODEL_GGUF, **asked)
+        print("ids by llama.cpp: ", Agreement.of(prompts, said.ids).line())
+        print("merged:           ", choices_line(wanted, said))
+        base = MergedWeights(given.base, (), given.into, quantized)
+        ship.export_gguf(base, out / "base", shipment, given.type)
+        ship.export_lora_gguf(given.adapter, out / "lora", shipment)
+        files = (out / "base" / ship.MODEL_GGUF, out / "lora" / ship.ADAPTER_GGUF)
+        print("base and adapter: ", choices_line(wanted, llama_peer.ask(*files, **asked)))
+
+
+if __name__ == "__main__":
+    main()
