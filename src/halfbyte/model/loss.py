@@ -90,7 +90,7 @@ class TokenLoss(nn.Module):
         windowed = window is not None and longest(batch) > window
         if self.route == "segments" and not windowed:
             # a mask of four dimensions is taken as it is: none is built, and ours needs none
-            nothing = batch.input_ids.new_zeros(1, 1, 1, 1)
+            nothing = torch.zeros(1, 1, 1, 1, dtype=causal.dtype, device=batch.input_ids.device)
             layout = attention.Layout(blocks(batch, causal.dtype))
             return {**common, "attention_mask": nothing, "layout": layout}
         mask = additive_mask(allowed(batch), causal.dtype)

@@ -134,7 +134,8 @@ def _add_keys(target: torch.Tensor, block: Block, gradient: torch.Tensor) -> Non
 
 
 def _softmax(scores: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Scores [G, H / G * n, m] are changed; sums are float32 whatever their type."""
+    """Scores [G, H / G * n, m] are changed; sums are in float32 at least."""
     n, width = bias.shape
     scores.view(scores.shape[0], -1, n, scores.shape[-1])[..., -width:] += bias
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)

@@ -108,9 +108,13 @@ def _mark(tensor: torch.Tensor, recipe: Recipe) -> None:
 
 
 def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """float32 [..., 1]; one pass over x, whatever its type."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    """[..., 1], summed in float32 at least; one pass over x."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_wide(x))
     return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def _wide(x: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _normed(x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
@@ -135,7 +139,7 @@ class _RmsNorm(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, dw, None
         g = dy * weight
-        along = torch.linalg.vecdot(g.float(), x.float()).unsqueeze(-1)
+        along = torch.linalg.vecdot(g.to(inverse.dtype), x.to(inverse.dtype)).unsqueeze(-1)
         along = along.mul_(inverse.pow(3)).div_(-x.shape[-1])
         return g.mul_(inverse).addcmul_(x, along.to(x.dtype)), dw, None
 

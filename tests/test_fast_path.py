@@ -1,0 +1,334 @@
+"""The fast path's parts against what they stand for: PEFT's layers, a masked softmax, norms."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from halfbyte.data.records import Batch, Segment
+from halfbyte.model.fast import dropout, fused, layout, linear, status, weights
+from halfbyte.model.fast.attention import segment_attention
+from halfbyte.model.fast.linear import Fast, custom_modules, lora_linear
+from halfbyte.model.loss import TokenLoss
+from tests.tiny import tiny_model
+
+
+class Holder(nn.Module):
+    """One layer, so that PEFT has something to look into."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def base_layer(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    plain = nn.Linear(64, 96)
+    if kind == "linear":
+        return plain
+    if kind == "conv1d":
+        layer = Conv1D(96, 64)
+        layer.weight.data, layer.bias.data = plain.weight.data.T.clone(), plain.bias.data
+        return layer
+    quantized = (
+        bnb.nn.Linear4bit(64, 96, compute_dtype=torch.float32, quant_type="nf4")
+        if kind == "4bit"
+        else bnb.nn.Linear8bitLt(64, 96, has_fp16_weights=False)
+    )
+    quantized.load_state_dict(plain.state_dict())
+    return quantized.to("cpu")
+
+
+def adapted(kind: str, ours: bool, **options: Any) -> Any:
+    config = LoraConfig(r=4, target_modules=["layer"], **options)
+    config.fan_in_fan_out = kind == "conv1d"
+    if ours:
+        config._register_custom_module(custom_modules())
+    model = Holder(base_layer(kind))
+    model.is_loaded_in_4bit, model.is_loaded_in_8bit = kind == "4bit", kind == "8bit"
+    torch.manual_seed(1)
+    model = get_peft_model(model, config)
+    model.base_model.model.layer.lora_B["default"].weight.data.normal_(0, 0.1)
+    return model
+
+
+def run(model: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    x = x.clone().requires_grad_()
+    y = model(x)
+    (y * torch.linspace(-1, 1, y.shape[-1])).sum().backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"y": y.detach(), "x": x.grad, **found}
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "4bit", "8bit"])
+def test_our_layer_computes_what_pefts_does(kind: str) -> None:
+    """Output and gradients agree over every kind of weight; with the adapter off the base remains;
+    merged and taken out again it is still the same.
+    """
+    ours, theirs = adapted(kind, ours=True), adapted(kind, ours=False)
+    layer = ours.base_model.model.layer
+    assert isinstance(layer, Fast)
+    x = torch.randn(3, 5, 64)
+    assert layer.slow_reason(x) is None
+    # bitsandbytes rounds activations to 8 bits under its 8-bit layer; ours does not
+    tolerance = {"rtol": 0.05, "atol": 0.05} if kind == "8bit" else {"rtol": 1e-4, "atol": 1e-5}
+    got, wanted = run(ours, x), run(theirs, x)
+    assert got.keys() == wanted.keys()
+    assert len(got) == 4
+    for name in got:
+        torch.testing.assert_close(got[name], wanted[name], **tolerance)
+    with ours.disable_adapter(), theirs.disable_adapter(), torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), **tolerance)
+    if kind in ("linear", "conv1d"):
+        ours.merge_adapter()
+        torch.testing.assert_close(ours(x), got["y"], rtol=1e-4, atol=1e-5)
+        ours.unmerge_adapter()
+        torch.testing.assert_close(ours(x), got["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_switching_adapters_is_pefts() -> None:
+    """The active adapter is used; several at once, which PEFT adds up, take PEFT's way."""
+    model = adapted("linear", ours=True)
+    model.add_adapter("second", LoraConfig(r=2, target_modules=["layer"]))
+    layer = model.base_model.model.layer
+    layer.lora_B["second"].weight.data.normal_()
+    x = torch.randn(2, 64)
+    first = model(x)
+    model.set_adapter("second")
+    second = model(x)
+    model.base_model.set_adapter(["default", "second"])
+    assert layer.slow_reason(x) is not None
+    with model.disable_adapter():
+        base = model(x)
+    torch.testing.assert_close(model(x), first + second - base, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_the_lora_function() -> None:
+    """gradcheck in float64, with and without dropout, with and without an adapter."""
+    torch.manual_seed(0)
+    base = nn.Linear(6, 5).double().requires_grad_(False)
+    x, a, b = (torch.randn(*s, dtype=torch.float64) for s in ((2, 3, 6), (2, 6), (5, 2)))
+    inputs = [t.requires_grad_() for t in (x, a, b)]
+    for rate in (0.0, 0.4):
+
+        def function(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, rate: float = rate) -> Any:
+            torch.manual_seed(3)  # the same mask each time
+            return lora_linear(x, base, (a, b), 1.7, rate)
+
+        assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradcheck(lambda x: lora_linear(x, base), inputs[:1])
+
+
+def test_dropout_keeps_the_expectation_and_follows_the_seed() -> None:
+    """About `rate` of the elements are dropped, the mean stays, torch's seed decides which; large
+    inputs, which need several windows, too.
+    """
+    x = torch.ones(3000, 1000)
+    for rate in (0.05, 0.3):
+        y = dropout.apply(x, rate, 12345)
+        assert float((y == 0).float().mean()) == pytest.approx(rate, abs=0.003)
+        assert float(y.mean()) == pytest.approx(1, abs=0.003)
+        assert torch.equal(y, dropout.apply(x, rate, 12345))
+        assert not torch.equal(y, dropout.apply(x, rate, 54321))
+    torch.manual_seed(0)
+    seeds = [dropout.draw_seed() for _ in range(3)]
+    torch.manual_seed(0)
+    assert seeds == [dropout.draw_seed() for _ in range(3)]
+    assert len(set(seeds)) == 3
+
+
+def test_training_with_dropout_is_deterministic_and_evaluation_has_none() -> None:
+    """The same torch seed gives the same output; eval mode gives PEFT's output without dropout."""
+    model = adapted("linear", ours=True, lora_dropout=0.5)
+    x = torch.randn(4, 64)
+    outputs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        outputs.append(model.train()(x))
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+    torch.testing.assert_close(
+        model.eval()(x), adapted("linear", ours=False, lora_dropout=0.5).eval()(x)
+    )
+
+
+def tree_batch() -> Batch:
+    """Two rows: a tree of five segments, deep and with siblings, and a row with padding behind."""
+    segments = (
+        Segment(0, 0, 3),
+        Segment(0, 3, 5, 0),
+        Segment(0, 5, 6, 1),
+        Segment(0, 6, 8, 1),
+        Segment(0, 8, 11, 0),
+        Segment(0, 11, 12),
+        Segment(1, 0, 7),
+    )
+    positions = [[0, 1, 2, 3, 4, 5, 5, 6, 3, 4, 5, 0], list(range(12))]
+    ids = torch.zeros(2, 12, dtype=torch.int64)
+    none = torch.zeros(0, dtype=torch.int64)
+    return Batch(ids, torch.tensor(positions), segments, none, none, none.float(), (), 0)
+
+
+@pytest.mark.parametrize(("queries", "tree"), [(128, 192), (128, 0), (2, 0), (2, 5)])
+def test_segment_attention_is_a_masked_softmax(
+    monkeypatch: pytest.MonkeyPatch, queries: int, tree: int
+) -> None:
+    """However it is cut into blocks, attention over segments equals softmax under the full mask,
+    in value and gradients, with grouped queries.
+    """
+    monkeypatch.setattr(layout, "QUERIES", queries)
+    monkeypatch.setattr(layout, "TREE", tree)
+    batch = tree_batch()
+    torch.manual_seed(0)
+    q, k, v = (
+        torch.randn(2, 12, heads, 3, dtype=torch.float64).transpose(1, 2).requires_grad_()
+        for heads in (4, 2, 2)
+    )
+    pieces = layout.blocks(batch, torch.float64)
+    covered = sorted((b.row, place) for b in pieces for place in range(b.start, b.stop))
+    assert covered == [(0, p) for p in range(12)] + [(1, p) for p in range(7)]
+    got = segment_attention(q, k, v, pieces, 0.6)
+    scores = 0.6 * q @ k.repeat_interleave(2, dim=1).mT
+    scores = scores.masked_fill(~layout.allowed(batch)[:, None], -torch.inf)
+    wanted = (scores.softmax(dim=-1) @ v.repeat_interleave(2, dim=1)).transpose(1, 2)
+    inside = torch.ones(2, 12, dtype=torch.bool)
+    inside[1, 7:] = False
+    torch.testing.assert_close(got[inside], wanted[inside], rtol=1e-9, atol=1e-9)
+    assert not got[~inside].any()
+    d = torch.randn_like(got) * inside[:, :, None, None]
+    ours = torch.autograd.grad((got * d).sum(), (q, k, v))
+    theirs = torch.autograd.grad((wanted * d).sum(), (q, k, v))
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_of_norm_and_gated_product() -> None:
+    """gradcheck in float64 of the norm (weight trained) and of act(gate) * up."""
+    torch.manual_seed(0)
+    x, w = torch.randn(2, 3, 8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    inputs = (x.requires_grad_(), w.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x, w: fused._RmsNorm.apply(x, w, 0.1), inputs)
+    gate, up = (torch.randn(2, 8, dtype=torch.float64).requires_grad_() for _ in range(2))
+    assert torch.autograd.gradcheck(
+        lambda gate, up: fused._Gated.apply(gate, up, nn.SiLU()), (gate, up)
+    )
+
+
+def test_replaced_modules_keep_names_and_numbers() -> None:
+    """State dict and logits stay as they were, and a second replacement finds nothing."""
+    model = tiny_model("llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    ids = torch.arange(20)[None]
+    logits = model(ids).logits
+    assert fused.replace(model) == {"norms": 5, "mlps": 2}
+    assert fused.replace(model) == {"norms": 0, "mlps": 0}
+    torch.testing.assert_close(model(ids).logits, logits, rtol=1e-5, atol=1e-5)
+    assert list(model.state_dict()) == list(before)
+
+
+def kept_bytes(model: Any, ids: torch.Tensor) -> int:
+    """Bytes of distinct storages that the graph of one forward pass holds, weights aside."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        held = model(inputs_embeds=ids, use_cache=False).logits
+    del held
+    return sum(kept.values())
+
+
+def test_less_is_kept_for_the_backward_pass() -> None:
+    """Norm outputs and the wide product of the MLP are made again: a third of the bytes go."""
+    sizes = []
+    for replaced in (False, True):
+        model = tiny_model("llama", num_hidden_layers=4, intermediate_size=256)
+        config = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules="all-linear")
+        config._register_custom_module(custom_modules())
+        if replaced:
+            fused.replace(model)
+        model = get_peft_model(model, config).get_base_model()
+        embeddings = torch.randn(1, 64, 64, requires_grad=True)
+        sizes.append(kept_bytes(model, embeddings))
+    assert sizes[1] < 0.67 * sizes[0]
+
+
+def test_nothing_is_computed_below_the_lowest_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an adapter in the last layer alone, the backward pass makes no weight of the layers
+    below dense, and nothing of the layer's own projections' inputs.
+    """
+    model = tiny_model("llama", num_hidden_layers=3)
+    config = LoraConfig(
+        r=4, task_type="CAUSAL_LM", target_modules=["q_proj", "o_proj"], layers_to_transform=[2]
+    )
+    config._register_custom_module(custom_modules())
+    model = get_peft_model(model, config).train()
+    batch = tree_batch()
+    one = torch.tensor([3])
+    batch = Batch(
+        batch.input_ids, batch.position_ids, batch.segments, one, one, torch.ones(1), (), 0
+    )
+    loss = TokenLoss(model)(batch)
+    calls: list[int] = []
+    dense = weights.dense
+    monkeypatch.setattr(linear.weights, "dense", lambda *a: calls.append(1) or dense(*a))
+    loss.backward()
+    assert len(calls) == 1  # o_proj's; q_proj's input needs no gradient
+
+
+def test_status_names_every_part() -> None:
+    """Each part is active or says why not."""
+    model = get_peft_model(
+        tiny_model("gpt2", attn_pdrop=0.1), LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True)
+    )
+    found = {part.name: part for part in status(model)}
+    assert all(part.reason for part in found.values())
+    assert not found["LoRA in one function"].active
+    assert "PEFT's own" in found["LoRA in one function"].reason
+    assert found["segment attention"].reason == "attn_pdrop is 0.1"
+    assert all(part.active for part in status(tiny_model("llama"))[1:4])
+
+
+def test_repacked_weights_come_back() -> None:
+    """bitsandbytes' eval format for AVX512-BF16 CPUs is undone before a weight is made dense, and
+    `keep_as_quantized` keeps it from being made.
+    """
+    layer = base_layer("4bit")
+    before = weights.dense(layer, torch.float32)
+    layer.support_avx512bf16_for_cpu = True
+    weights.keep_as_quantized(Holder(layer))
+    assert not layer.support_avx512bf16_for_cpu
+    state = layer.weight.quant_state
+    if not hasattr(bnb.functional, "_convert_weight_packed_for_cpu"):
+        pytest.skip("this bitsandbytes has no such format")
+    packed, state = bnb.functional._convert_weight_packed_for_cpu(layer.weight.data, state)
+    layer.weight.data, layer.weight.quant_state = packed, state
+    after = weights.dense(layer, torch.float32)
+    # the constants went through bf16
+    torch.testing.assert_close(after, before, rtol=0.05, atol=0.01)
+
+
+def test_the_allocator_is_set_up_before_torch() -> None:
+    """alloc can be imported and set up without torch, twice."""
+    code = (
+        "import sys; from halfbyte.model.fast import alloc; alloc.set_up(); words = [alloc.set_up()]"
+        "; alloc.trim(); assert 'torch' not in sys.modules; print(*words)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] in ("on", "off:")
