@@ -7,10 +7,9 @@ import random
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import ARCHS, VOCAB, tiny_model, tiny_tokenizer
 
-from halfbyte.errors import InputError
-from halfbyte.infer import Completion, Engine, Limits, Request, Sampling
+from halfbyte.infer import Engine, Limits, Request, Sampling
+from tests.tiny import ARCHS, tiny_model, tiny_tokenizer
 
 NEW = 12
 

@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from halfbyte.errors import InputError
+from halfbyte.infer.products import product_for
 from halfbyte.model.fast.weights import dense
 
 
@@ -47,8 +48,7 @@ class Group:
 class Projection:
     """The layers `modules` as one product x [n, in] → [n, out of all of them].
 
-    Weights are read once: in `dtype` and side by side where `copy`, else each layer computes for
-    itself (4-bit bases that would not fit dense).
+    `copy`: see `product_for`.
     """
 
     def __init__(
@@ -56,35 +56,25 @@ class Projection:
     ) -> None:
         self._index = index
         self._dtype = dtype
-        self._layers = [_base_layer(module) for module in modules]
         self._modules = list(modules)
-        self._sizes = [int(getattr(layer, "out_features", 0)) for layer in self._layers]
-        biases = [layer.bias for layer in self._layers]
-        self._weight: torch.Tensor | None = None
-        self._bias: torch.Tensor | None = None
-        if copy:
-            parts = [dense(layer, dtype).detach().to(dtype) for layer in self._layers]
-            self._weight = _layout(parts)
-            if any(bias is not None for bias in biases):
-                zeros = [torch.zeros(p.shape[0], dtype=dtype, device=p.device) for p in parts]
-                given = zip(biases, zeros, strict=True)
-                self._bias = torch.cat([z if b is None else b.detach().to(dtype) for b, z in given])
+        layers = [_base_layer(module) for module in modules]
+        self._sizes = [int(layer.out_features) for layer in layers]
+        self._product, self._bias = product_for(layers, dtype, copy)
+
+    @property
+    def kind(self) -> str:
+        """The form its weight is held in."""
+        return type(self._product).__name__
 
     def __call__(
         self, x: torch.Tensor, groups: Sequence[Group], residual: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The product, with each group's adapter, added into `residual` in place where given."""
         factors = [(g, f) for g in groups if (f := g.adapter.factors[self._index]) is not None]
-        if residual is None or any(f.scale is not None for _, f in factors):
-            out = self._adapted(self._product(x), x, factors)
-            return out if residual is None else residual.add_(out)
-        if self._weight is None:
-            residual.add_(self._product(x))
-        else:
-            residual.addmm_(x, self._weight)
-            if self._bias is not None:
-                residual.add_(self._bias)
-        return self._adapted(residual, x, factors)
+        if residual is not None and all(f.scale is None for _, f in factors):
+            return self._adapted(self._product.add_to(residual, x), x, factors)
+        out = self._adapted(self._product(x), x, factors)
+        return out if residual is None else residual.add_(out)
 
     def factor(self, name: str) -> Factor | None:
         """This adapter's part, read from PEFT's layers; None if it has none here."""
@@ -107,14 +97,6 @@ class Projection:
             column += size
         scaled = any(f.scale is not None for f in found if f)
         return Factor(down, up, scale if scaled else None)
-
-    def _product(self, x: torch.Tensor) -> torch.Tensor:
-        if self._weight is None:
-            parts = [layer(x) for layer in self._layers]
-            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        if self._bias is None:
-            return x @ self._weight
-        return torch.addmm(self._bias, x, self._weight)
 
     def _adapted(
         self, out: torch.Tensor, x: torch.Tensor, factors: Sequence[tuple[Group, Factor]]
@@ -154,17 +136,6 @@ def fault(model: nn.Module) -> str:
 
 def _base_layer(module: nn.Module) -> Any:
     return module.get_base_layer() if isinstance(module, LoraLayer) else module
-
-
-def _layout(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """[in, out] of all parts; the longer side is the contiguous one.
-
-    A product with one row streams the weight from memory, and long runs stream faster: on AVX2
-    9 to 10 GB/s against 5 to 6 for [576, 3072], measured, one thread.
-    """
-    weight = parts[0] if len(parts) == 1 else torch.cat(list(parts))
-    outs, ins = weight.shape
-    return weight.t().contiguous() if outs > ins else weight.contiguous().t()
 
 
 def _read(module: nn.Module, name: str, dtype: torch.dtype) -> Factor | None:
