@@ -62,8 +62,12 @@ def train_once(run: RunFolder, update: Update, acknowledge: int | None = None) -
     train(run, update=update, on_event=on_event)
 
 
-def life(run: RunFolder, update: Update, seconds: float | None, points: str = "") -> dict[str, Any]:
-    """One life that ends by SIGKILL after `seconds`, at a failpoint, or by itself."""
+def life(
+    run: RunFolder, update: Update, saves: int | None = None, share: float = 0.0, points: str = ""
+) -> dict[str, Any]:
+    """One life of a training. It ends by itself, at a failpoint, or by SIGKILL: after `saves`
+    acknowledged saves and a `share` of the time that one more takes (whatever the machine's load).
+    """
     reading, writing = os.pipe()
 
     def work() -> None:
@@ -73,11 +77,15 @@ def life(run: RunFolder, update: Update, seconds: float | None, points: str = ""
 
     pid = forked(work)
     os.close(writing)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(pid, signal.SIGKILL)
+    steps: list[int] = []
     with os.fdopen(reading) as pipe:
-        steps = [int(line) for line in pipe.read().splitlines()]
+        began = time.monotonic()
+        while saves is not None and len(steps) < saves and (line := pipe.readline()):
+            steps.append(int(line))
+        if saves is not None:
+            time.sleep(share * (time.monotonic() - began) / max(1, saves))
+            os.kill(pid, signal.SIGKILL)
+        steps += [int(line) for line in pipe.read().splitlines()]
     _, status = os.waitpid(pid, 0)
     found = newest_verified(run)
     return {
@@ -97,17 +105,14 @@ def steps_seen(run: RunFolder) -> list[int]:
 
 def random_kills(folder: Path, kills: int) -> dict[str, Any]:
     """Kill at random moments, again and again; then finish, and compare with a run never killed."""
-    update = toy_update(kills * 6, **EVERY_STEP)
+    steps = kills * 3 + 3  # no life gets further than three
+    update = toy_update(steps, **EVERY_STEP)
     run = toy_run(folder, "killed")
     chance = random.Random(5)
-    lives = []
-    while len(lives) < kills:
-        lives.append(life(run, update, chance.uniform(0.02, 0.15)))
-        if not lives[-1]["killed"]:
-            break
-    last = life(run, update, None)
+    lives = [life(run, update, chance.choice((1, 1, 2)), chance.random()) for _ in range(kills)]
+    last = life(run, update)
     whole = toy_run(folder, "whole")
-    train(whole, update=toy_update(kills * 6, **(EVERY_STEP | {"save_every": 0})))
+    train(whole, update=toy_update(steps, **(EVERY_STEP | {"save_every": 0})))
     return {
         "kills": sum(one["killed"] for one in lives),
         "failed": sum(one["failed"] for one in [*lives, last]),
@@ -115,9 +120,8 @@ def random_kills(folder: Path, kills: int) -> dict[str, Any]:
         "damaged": sum(one["damaged"] for one in lives),
         "mid_save": sum(one["temporaries"] > 0 for one in lives),
         "temporaries_left": last["temporaries"],
-        "steps_once": steps_seen(run) == list(range(1, kills * 6 + 1)),
-        "steps_reached_before_finish": lives[-1]["found"],
-        "steps": kills * 6,
+        "steps_once": steps_seen(run) == list(range(1, steps + 1)),
+        "steps": steps,
         "same_bytes": final_weights(run) == final_weights(whole),
     }
 
@@ -144,8 +148,8 @@ def point_kills(folder: Path, everywhere: bool) -> list[dict[str, Any]]:
     for name in sorted(after):
         for visit in range(before.get(name, 0) + 1, after[name] + 1, 1 if everywhere else 10):
             run = toy_run(folder, f"{name}-{visit}")
-            killed = life(run, update, None, f"{name}#{visit}=kill")
-            last = life(run, update, None)
+            killed = life(run, update, points=f"{name}#{visit}=kill")
+            last = life(run, update)
             facts.append(
                 {
                     "point": f"{name}#{visit}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ import pytest
 DRIVER = Path(__file__).with_name("fault_driver.py")
 
 
+MEMORY = Path("/dev/shm")  # a kill leaves there what it leaves on a disk, but nothing waits
+
+
 @pytest.fixture(scope="module")
-def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("faults")
-    command = [sys.executable, str(DRIVER), str(folder), "--kills", "12", "--points", "some"]
-    done = subprocess.run(
-        [*command, "--processes"], capture_output=True, text=True, check=False, timeout=240
-    )
+def facts() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+        command = [sys.executable, str(DRIVER), folder, "--kills", "20", "--points", "some"]
+        done = subprocess.run(
+            [*command, "--processes"], capture_output=True, text=True, check=False, timeout=280
+        )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -33,7 +37,7 @@ def test_a_kill_at_a_random_moment_loses_nothing_that_was_acknowledged(
     facts: dict[str, Any],
 ) -> None:
     kills = facts["kills"]
-    assert kills["kills"] > 5
+    assert kills["kills"] == 20
     assert kills["mid_save"] > 0, "no kill hit a save: the test shows nothing"
     assert (kills["failed"], kills["lost"], kills["damaged"]) == (0, 0, 0)
 
