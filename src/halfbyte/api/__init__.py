@@ -1,5 +1,6 @@
 """The public Python API and the composition root: hands each layer what it needs of another."""
 
+from halfbyte.api.chatting import Chat
 from halfbyte.api.evaluating import (
     Asked,
     Compared,
@@ -14,6 +15,7 @@ from halfbyte.api.training import Summary, Training, prepare_resume, prepare_tra
 
 __all__ = [
     "Asked",
+    "Chat",
     "Compared",
     "Opened",
     "Summary",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from halfbyte.api.generating import sampling, with_template
 from halfbyte.api.opening import Opened, find_run, open_base, open_run, run_config
@@ -17,6 +18,7 @@ from halfbyte.data.fit import fit
 from halfbyte.errors import InputError, MissingError
 from halfbyte.evaluate.compare import Comparison, compare
 from halfbyte.evaluate.gate import Finding, check, enforce, parse_requirement
+from halfbyte.evaluate.judge import Judge, judge
 from halfbyte.evaluate.records import Evaluation
 from halfbyte.evaluate.report.view import ReportInput, losses
 from halfbyte.evaluate.report.write import write_report
@@ -29,6 +31,7 @@ from halfbyte.model.bases import cache_dir
 from halfbyte.run import RunFolder, read_metrics, write_atomic
 
 Progress = Callable[[str, int, int], None]
+JUDGE_KEY: Final = "HALFBYTE_JUDGE_KEY"  # a key does not belong in a recipe
 
 
 def _silent(_what: str, _done: int, _total: int) -> None:
@@ -109,6 +112,10 @@ def compare_run(
         evaluate_model(one, rows, encoded, plan, _named(asked.progress, one.name))
         for one in (base, tuned)
     )
+    judging = opened.config.eval
+    if judging.judge and judging.judge_model:
+        one = Judge(judging.judge, judging.judge_model, os.environ.get(JUDGE_KEY))
+        before, after = judge(one, before, after, asked.progress)
     retained = _retention(opened, (base, tuned), examples, asked)
     comparison = compare(before, after, retained)
     findings = tuple(check(wanted, before, after, retained)) if wanted else ()
@@ -153,6 +160,11 @@ def require(done: Compared) -> None:
         GateError: with the evidence for each that does not.
     """
     enforce(done.findings)
+
+
+def subjects(opened: Opened) -> tuple[Subject, Subject]:
+    """A run's base and its tuned model, ready to be asked."""
+    return _base_of(opened), _subject(opened)
 
 
 def _subject(opened: Opened) -> Subject:

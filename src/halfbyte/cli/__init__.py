@@ -18,6 +18,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "train": ("training", "train", "Fine-tune a base with a recipe."),
     "resume": ("training", "resume", "Go on with a stopped run, exactly."),
     "generate": ("generating", "generate", "Answer a prompt with a run or a base."),
+    "chat": ("chat", "chat", "Talk with a run or a base."),
     "eval": ("evaluate", "evaluate", "Score one model on held-out rows."),
     "compare": ("evaluate", "compare", "Base against tuned, row by row, with statistics."),
     "report": ("evaluate", "report", "Write a run's report: HTML, Markdown, JSON, text."),

@@ -42,10 +42,20 @@ def _shared(command: Any) -> Any:
 @click.command()
 @click.argument("run")
 @click.option("--base", is_flag=True, help="Score the run's base: its adapter off.")
+@click.option(
+    "--tasks",
+    help="lm-eval's tasks in place of the scores: names or .yaml files, with commas between.",
+)
 @_shared
-def evaluate(run: str, base: bool, runs: str, as_json: bool, **given: Any) -> None:
+def evaluate(
+    run: str, base: bool, tasks: str | None, runs: str, as_json: bool, **given: Any
+) -> None:
     """Score RUN (`latest`: the newest) on held-out rows."""
     alloc.set_up()
+    if tasks is not None:
+        with _asking(**given) as asked:
+            _show_tasks(run, tasks, asked, runs, base=base)
+        return
     from halfbyte import api
     from halfbyte.evaluate.scores import pooled
 
@@ -61,6 +71,23 @@ def evaluate(run: str, base: bool, runs: str, as_json: bool, **given: Any) -> No
         short = column.info.definition.partition(". ")[0]
         table.add_row(name, f"{scores[name]:.4g}", rows, escape(short))
     console(stderr=False).print(table)
+
+
+def _show_tasks(run: str, tasks: str, asked: Asked, runs: str, *, base: bool) -> None:
+    from halfbyte.api.tasks import evaluate_tasks
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    found, path = evaluate_tasks(run, names, asked, runs, base=base)
+    table = Table("task", "score", "value", "± (standard error)", box=None)
+    for task, scores in found["results"].items():
+        for name, value in scores.items():
+            score, _, kind = name.partition(",")
+            if kind and not score.endswith("_stderr") and isinstance(value, int | float):
+                error = scores.get(f"{score}_stderr,{kind}")
+                spread = f"{error:.4f}" if isinstance(error, int | float) else ""
+                table.add_row(escape(task), escape(name), f"{value:.4f}", spread)
+    console(stderr=False).print(table)
+    click.echo(path)
 
 
 @click.command()
