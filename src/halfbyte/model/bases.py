@@ -12,6 +12,7 @@ from halfbyte.errors import InputError, IntegrityError, MissingError
 from halfbyte.model.cache import cache_dir, file_hash
 from halfbyte.model.catalogue import CATALOGUE, Entry, find
 from halfbyte.model.gguf_base import converted_folder, packaged_gguf
+from halfbyte.model.untrusted import check_folder, is_complete, weight_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -23,7 +24,8 @@ Kind = Literal["embedded", "hub", "folder", "gguf"]
 # What the hub allows: owner/name, each of letters, digits, dot, dash and underscore.
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 # What a base consists of; a snapshot is fetched and hashed by these patterns.
-FILES: Final = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+_TEXTS: Final = ("*.json", "*.jinja", "tokenizer.model")
+FILES: Final = ("*.safetensors", *_TEXTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,13 @@ class Base:
 
     @property
     def weights(self) -> tuple[Path, ...]:
-        """Its safetensors files, in name order."""
-        return tuple(sorted(self.folder.glob("*.safetensors")))
+        """The safetensors files that hold its weights, in name order."""
+        return weight_files(self.folder)
 
     def hashes(self) -> dict[str, str]:
         """File name → sha256 of every file that shapes it (remembered by size and time)."""
-        files = {path for pattern in FILES for path in self.folder.glob(pattern)}
+        files = {path for pattern in _TEXTS for path in self.folder.glob(pattern)}
+        files.update(self.weights)
         return {path.name: file_hash(path) for path in sorted(files)}
 
 
@@ -78,6 +81,7 @@ def resolve(name: str, revision: str | None = None) -> Base:
     if path.suffix == ".gguf":
         return _from_gguf(path)
     if path.is_dir():
+        check_folder(path)
         return Base(str(path.resolve()), "folder", path.resolve())
     if _HUB_ID.fullmatch(name):
         return _from_hub(name, revision, None)
@@ -111,8 +115,9 @@ def _from_hub(hub: str, revision: str | None, entry: Entry | None) -> Base:
         raise MissingError(
             f"{hub}{at}: this base is not on this machine yet", f"Fetch it: {wanted}"
         ) from None
-    if not (folder / "config.json").is_file():
+    if not is_complete(folder):
         raise MissingError(f"{hub}: only parts of it are on this machine", f"Fetch it: {wanted}")
+    check_folder(folder)
     return Base(hub, "hub", folder, revision=folder.name)
 
 

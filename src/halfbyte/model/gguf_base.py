@@ -9,6 +9,7 @@ from typing import Final
 from halfbyte.errors import IntegrityError, MissingError
 from halfbyte.model.cache import build_folder, cache_dir, file_hash
 from halfbyte.model.catalogue import Entry
+from halfbyte.model.gguf_header import check_gguf
 from halfbyte.model.pretokenizers import PRETOKENIZERS
 
 # Part of the folder's name: a change in how we convert must not meet folders made before it.
@@ -52,6 +53,7 @@ def converted_folder(gguf: Path) -> Path:
         IntegrityError: the file is not a GGUF model that transformers can read.
         MissingError: the cache cannot be written.
     """
+    check_gguf(gguf)
     name = f"{gguf.stem}-{file_hash(gguf)[:12]}-{_FORM}"
     return build_folder(cache_dir() / "bases" / name, lambda folder: _convert(gguf, folder))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -82,7 +82,7 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             first = file.read(8)
             length = int.from_bytes(first, "little")
-            _refuse_pickle(path, first)
+            refuse_pickle(path, first)
             if size < 8 or length > size - 8:
                 raise IntegrityError(
                     f"{path}: not a safetensors file: its header says {length:,} bytes, "
@@ -100,7 +100,7 @@ def read_header(path: Path) -> Header:
 
 
 def _parse(path: Path, raw: bytes, what: str) -> dict[str, Any]:
-    _refuse_pickle(path, raw[:8])
+    refuse_pickle(path, raw[:8])
     try:
         table = json.loads(raw, object_pairs_hook=_unique, parse_constant=_no_constant)
     except _DoubledError as error:
@@ -114,7 +114,12 @@ def _parse(path: Path, raw: bytes, what: str) -> dict[str, Any]:
     return table
 
 
-def _refuse_pickle(path: Path, first: bytes) -> None:
+def refuse_pickle(path: Path, first: bytes) -> None:
+    """Refuse a file whose first eight bytes are those of a pickle, or of torch.save's archive.
+
+    Raises:
+        IntegrityError: it is one.
+    """
     # a bare pickle begins with its protocol, torch.save's with a zip archive
     pickle = len(first) > 1 and first[0] == 0x80 and 2 <= first[1] <= 5
     # an eight-byte header length that starts so would be possible, but not below our limit
@@ -214,14 +219,20 @@ def check_folder(folder: Path) -> tuple[Path, ...]:
             f"{folder}: has no config.json: not a transformers model folder",
             "For an adapter, give the run or adapter folder to a command that takes one.",
         )
-    for name in ("config.json", "tokenizer_config.json", "tokenizer.json"):
+    for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             _refuse_code(folder / name, read_json(folder / name))
-    weights = tuple(sorted(folder.glob("*.safetensors")))
+    for path in sorted(folder.glob("tokenizer.*")):
+        with path.open("rb") as file:
+            refuse_pickle(path, file.read(8))
+    if absent := _absent(folder):
+        raise IntegrityError(
+            f"{folder}: {len(absent)} files that its index names are missing:", absent[:_SHOWN]
+        )
+    weights = weight_files(folder)
     if not weights:
         check_no_pickle(folder)
         raise IntegrityError(f"{folder}: holds no .safetensors file")
-    _check_index(folder, weights)
     for path in weights:
         read_header(path)
     return weights
@@ -253,15 +264,41 @@ def check_no_pickle(folder: Path) -> None:
         )
 
 
-def _check_index(folder: Path, weights: Sequence[Path]) -> None:
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files that make up the model, in name order.
+
+    Those the index names; without one `model.safetensors`, else all there are. Some hub
+    repositories hold the same weights a second time under the names of another program.
+
+    Raises:
+        IntegrityError: the index is no index.
+    """
+    if names := _indexed(folder):
+        return tuple(folder / name for name in names if (folder / name).is_file())
+    single = folder / "model.safetensors"
+    return (single,) if single.is_file() else tuple(sorted(folder.glob("*.safetensors")))
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether config.json and every file that the index names are there.
+
+    Raises:
+        IntegrityError: the index is no index.
+    """
+    return (folder / "config.json").is_file() and not _absent(folder)
+
+
+def _absent(folder: Path) -> list[str]:
+    here = {path.name for path in folder.glob("*.safetensors")}
+    return [name for name in _indexed(folder) if name not in here]
+
+
+def _indexed(folder: Path) -> list[str]:
+    """The files that the index of a model in several files names; none without an index."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
-        return
+        return []
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise IntegrityError(f"{index}: has no weight_map of names to files")
-    here = {path.name for path in weights}
-    if foreign := sorted(set(names.values()) - here):
-        raise IntegrityError(
-            f"{index}: {len(foreign)} of its files are not in the folder:", foreign[:_SHOWN]
-        )
+    return sorted(set(names.values()))
