@@ -200,7 +200,7 @@ def test_the_best_weights_are_kept_and_can_be_taken_back(tmp_path: Path) -> None
     ]
     assert [step for step, _ in run.checkpoint_steps()] == [4, 12]
     assert weight_bytes(state) != at_best[0]
-    load_weights(state, run.checkpoint(4))
+    load_weights(state.bare, run.checkpoint(4))
     assert weight_bytes(state) == at_best[0]
     (finished,) = (one for one in events if isinstance(one, Finished))
     assert (finished.best_step, finished.best_loss, finished.reason) == (4, 1.0, "steps")
@@ -239,7 +239,7 @@ def test_weights_of_a_damaged_checkpoint_are_not_taken(tmp_path: Path) -> None:
     (run.checkpoint(2) / "state.json").write_text("{}")
     before = weight_bytes(state)
     with pytest.raises(IntegrityError, match=r"state\.json has 2 bytes"):
-        load_weights(state, run.checkpoint(2))
+        load_weights(state.bare, run.checkpoint(2))
     assert weight_bytes(state) == before
 
 
