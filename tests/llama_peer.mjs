@@ -22,7 +22,7 @@ const context = await model.createContext({
 });
 const sequence = context.getSequence();
 
-const ids = question.texts.map((text) => Array.from(model.tokenize(text, true, "trimLeadingSpace")));
+const ids = question.texts.map((text) => Array.from(model.tokenize(text, true)));
 const greedy = [];
 const choices = [];
 for (let row = 0; row < question.prompts.length; row++) {
