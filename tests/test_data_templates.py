@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from halfbyte.data.faults import Fault
 from halfbyte.data.jinja_sandbox import Sandbox
 from halfbyte.data.records import Example, Message
 from halfbyte.data.template_sources import BUILT_IN
-from halfbyte.data.templates import Fault, Template
+from halfbyte.data.templates import Template
 from halfbyte.errors import DataError, IntegrityError
 from tiny import END_OF_TEXT, TURN_END, TURN_START, tiny_tokenizer
 

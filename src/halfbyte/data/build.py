@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from halfbyte.data.encoded import EncodedSet, EncodedWriter
 from halfbyte.data.example_json import load_example
 from halfbyte.data.faults import Fault, FaultLog
 from halfbyte.data.fit import Losses, fit
+from halfbyte.data.labels import Planned
 from halfbyte.data.records import Encoded
 from halfbyte.data.report import Report, SetReport
 from halfbyte.data.sources import Source
@@ -145,20 +147,35 @@ class Build:
         )
 
     def _encoded(self, part: Part, faults: FaultLog) -> Iterator[_Row]:
-        staged, total = part.staged, len(part.rows)
-        for start in range(0, total, _BATCH):
-            self.progress("encoding", start, total)
-            indices = [int(index) for index in part.rows[start : start + _BATCH]]
-            lines = [staged.lines[index] for index in indices]
-            rows = self.template.encode_many(
-                [load_example(line) for line in lines], self.settings.train_on
-            )
+        staged, done = part.staged, 0
+        for indices, lines, rendered in self._rendered(part):
+            self.progress("encoding", done, len(part.rows))
+            rows = self.template.label(rendered)
             for index, line, row in zip(indices, lines, rows, strict=True):
                 if isinstance(row, Fault):
                     faults.add(row.at(staged.where(index)), json.loads(line))
                 else:
                     yield _Row(index, staged.where(index), line, row)
-        self.progress("encoding", total, total)
+            done += len(rows)
+        self.progress("encoding", done, done)
+
+    def _rendered(self, part: Part) -> Iterator[tuple[list[int], list[bytes], list[Planned]]]:
+        """Batches of rows: indices, lines and texts; the next is rendered while one is encoded."""
+
+        def render(start: int) -> tuple[list[int], list[bytes], list[Planned]]:
+            indices = part.rows[start : start + _BATCH].tolist()
+            lines = [part.staged.lines[index] for index in indices]
+            examples = [load_example(line) for line in lines]
+            return indices, lines, self.template.render_many(examples, self.settings.train_on)
+
+        starts = range(0, len(part.rows), _BATCH)
+        with ThreadPoolExecutor(1) as ahead:
+            waiting = [ahead.submit(render, start) for start in starts[:1]]
+            for start in starts:
+                batch = waiting.pop().result()
+                if start + _BATCH < len(part.rows):
+                    waiting.append(ahead.submit(render, start + _BATCH))
+                yield batch
 
     def _fitted(self, row: _Row, losses: Losses, faults: FaultLog) -> Encoded | None:
         """The row as it is stored; None, and counted, where it is not."""

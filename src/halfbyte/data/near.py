@@ -57,15 +57,20 @@ class _Texts:
         self._shift = len(first.rows)
         self._total = len(first.rows) + len(second.rows)
         step = -(-self._total // _SAMPLE)
-        self._common = Boilerplate([self.words(i)[0] for i in range(0, self._total, step)])
-        self._remembered = lru_cache(maxsize=4096)(self.words)
+        self._common = Boilerplate([self.words(i) for i in range(0, self._total, step)])
+        self._remembered = lru_cache(maxsize=4096)(self._whole_and_answer)
 
-    def words(self, index: int) -> tuple[str, str]:
-        """The words of row `index`: of all of it, and of its answer."""
+    def words(self, index: int) -> str:
+        """The words of row `index`."""
+        return words_of(_said(self._example(index)))
+
+    def _example(self, index: int) -> Example:
         inside = index >= self._shift
         part = self._parts[inside]
-        example = part.staged.example(int(part.rows[index - self._shift * inside]))
-        return words_of(_said(example)), words_of(example.reference)
+        return part.staged.example(int(part.rows[index - self._shift * inside]))
+
+    def _whole_and_answer(self, index: int) -> tuple[str, str]:
+        return self.words(index), words_of(self._example(index).reference)
 
     def bands(self) -> Bands:
         """The bands of all rows: uint32 [n, 12]."""

@@ -9,7 +9,6 @@ into 12 bands of 5: a pair with index 0.8 meets in a band with probability 0.99,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -24,7 +23,6 @@ BANDS: Final = 12
 _PER_BAND: Final = 5
 _BINS: Final = BANDS * _PER_BAND
 _EMPTY: Final = np.uint32(0xFFFFFFFF)
-_NO_WORD: Final = re.compile(r"[\W_]+")
 # odd constants of splitmix64's finaliser
 _MIX: Final = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _TABLE_BITS: Final = 20
@@ -32,7 +30,17 @@ _TABLE_BITS: Final = 20
 
 def words_of(text: str) -> str:
     """The text in lower case with single spaces for all that is no letter or digit."""
-    return _NO_WORD.sub(" ", text.lower()).strip()
+    return " ".join(text.lower().translate(_SPACED).split())
+
+
+class _Spaced(dict[int, str]):
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        self[code] = found = char if char.isalnum() else " "
+        return found
+
+
+_SPACED: Final = _Spaced()
 
 
 def shingles(texts: Sequence[str]) -> tuple[U64, np.ndarray[Any, np.dtype[np.int64]]]:
@@ -65,8 +73,9 @@ class Boilerplate:
     def __init__(self, sample: Sequence[str]) -> None:
         found, owner = shingles(sample)
         cells = (found >> np.uint64(64 - _TABLE_BITS)).astype(np.int64)
-        # each row counts once
-        once = np.unique(cells + (owner << _TABLE_BITS)) & ((1 << _TABLE_BITS) - 1)
+        # each row counts once; sorting is faster here than numpy's unique, which hashes
+        marked = np.sort(cells + (owner << _TABLE_BITS))
+        once = marked[np.diff(marked, prepend=-1) != 0] & ((1 << _TABLE_BITS) - 1)
         seen = np.bincount(once, minlength=1 << _TABLE_BITS)
         self._common = seen > max(10, len(sample) // 50)
 
@@ -117,7 +126,6 @@ def jaccard(one: str, other: str, common: Boilerplate | None = None) -> float:
     if common is not None:
         keep = ~common.mask(found)
         found, owner = found[keep], owner[keep]
-    first, second = np.unique(found[owner == 0]), np.unique(found[owner == 1])
-    both = len(np.intersect1d(first, second, assume_unique=True))
-    either = len(first) + len(second) - both
-    return both / either if either else 0.0
+    first, second = set(found[owner == 0].tolist()), set(found[owner == 1].tolist())
+    either = len(first | second)
+    return len(first & second) / either if either else 0.0

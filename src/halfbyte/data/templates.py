@@ -13,12 +13,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Final
 
 from halfbyte.data.faults import Fault
 from halfbyte.data.jinja_sandbox import SANDBOX, Refusal, Rendered, Reply, Row, render_trusted
+from halfbyte.data.labels import Plan, Planned, TrainOn, label_rows
 from halfbyte.data.records import Encoded, Example, Message
 from halfbyte.data.template_sources import BUILT_IN, STOP_STRINGS, WITH_BOS, WITH_END
 from halfbyte.data.tokens import Tokens
@@ -27,7 +26,6 @@ from halfbyte.errors import DataError, IntegrityError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TrainOn = Literal["answers", "all"]
 _LARGEST: Final = 1 << 18  # characters of a template; the longest in use have some 20,000
 # Words that no template holds itself.
 _PROBE: Final = (Message("user", "qprobeq"), Message("assistant", "aprobea"))
@@ -155,18 +153,32 @@ class Template:
         Raises:
             IntegrityError: the template is hostile.
         """
-        plans = [_Plan.of(example, train_on) for example in examples]
-        chats = [i for i, example in enumerate(examples) if example.text is None]
-        rows = [self._row(examples[i].messages, examples[i].context, plans[i].cuts) for i in chats]
-        rendered: dict[int, Rendered | Refusal] = dict(
-            zip(chats, self._reply(rows).rows if rows else (), strict=True)
-        )
-        for i, example in enumerate(examples):
-            if example.text is not None:
-                rendered[i] = Rendered(self._whole_text(example.text), ())
-        return _Batch(self.tokens, self.stop_ids).encode(
-            plans, [rendered[i] for i in range(len(examples))]
-        )
+        return self.label(self.render_many(examples, train_on))
+
+    def render_many(
+        self, examples: Sequence[Example], train_on: TrainOn = "answers"
+    ) -> list[Planned]:
+        """The first half of `encode_many`: the texts of rows, rendered in another process.
+
+        Raises:
+            IntegrityError: the template is hostile.
+        """
+        plans = [Plan.of(example, train_on) for example in examples]
+        rows = [
+            self._row(example.messages, example.context, plan.cuts)
+            for example, plan in zip(examples, plans, strict=True)
+            if example.text is None
+        ]
+        rendered = iter(self._reply(rows).rows if rows else ())
+        texts: list[Rendered | Refusal] = [
+            next(rendered) if each.text is None else Rendered(self._whole_text(each.text), ())
+            for each in examples
+        ]
+        return list(zip(plans, texts, strict=True))
+
+    def label(self, rows: Sequence[Planned]) -> list[Encoded | Fault]:
+        """The second half of `encode_many`: ids of texts, and which are trained."""
+        return label_rows(rows, self.tokens, self.stop_ids)
 
     def _probed(self) -> Template:
         """The template with what a trial of it shows: marks, roles and variables."""
@@ -275,121 +287,3 @@ def _into_first_user(turns: list[dict[str, str]]) -> int:
     system = turns.pop(0)
     turns[0]["content"] = f"{system['content']}\n\n{turns[0]['content']}"
     return 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Where the answers of a row are: `cuts` are message indices, `weights` theirs; `last` words
-    the answers must still have after rendering."""
-
-    cuts: tuple[int, ...]
-    weights: tuple[int, ...]
-    words: tuple[str, ...]
-    everything: bool
-
-    @classmethod
-    def of(cls, example: Example, train_on: TrainOn) -> _Plan:
-        everything = train_on == "all" or example.text is not None
-        last = len(example.messages) - 1
-        answers = [
-            (i, turn)
-            for i, turn in enumerate(example.messages)
-            # an untrained answer matters where all else is trained, and the last for its prompt
-            if turn.role == "assistant" and (bool(turn.weight) != everything or i == last)
-        ]
-        return cls(
-            tuple(i for i, _ in answers),
-            tuple(turn.weight for _, turn in answers),
-            tuple((turn.content.split() or [""])[-1][-32:] for _, turn in answers),
-            everything,
-        )
-
-
-class _Batch:
-    """From rendered rows to labelled ids."""
-
-    def __init__(self, tokens: Tokens, stop_ids: Sequence[int]) -> None:
-        self._tokens = tokens
-        self._stops = frozenset(stop_ids)
-
-    def encode(
-        self, plans: Sequence[_Plan], rows: Sequence[Rendered | Refusal]
-    ) -> list[Encoded | Fault]:
-        faults = {i: fault for i, row in enumerate(rows) if (fault := _misrendered(plans[i], row))}
-        fine = [
-            (i, row) for i, row in enumerate(rows) if isinstance(row, Rendered) and i not in faults
-        ]
-        common = [(i, row) for i, row in fine if not Tokens.is_guarded(row.text)]
-        ids = dict(
-            zip(
-                (i for i, _ in common),
-                self._tokens.ids([row.text for _, row in common]),
-                strict=True,
-            )
-        )
-        starts = self._starts(common, ids)
-        for i, row in fine:
-            if i not in ids:
-                ids[i] = self._tokens.guarded_ids(row.text)
-                starts[i] = [self._guarded_start(ids[i], row.text[:cut]) for cut in _cuts(row)]
-        return [
-            faults[i] if i in faults else self._label(plans[i], ids[i], starts[i])
-            for i in range(len(rows))
-        ]
-
-    def _starts(
-        self, rows: Sequence[tuple[int, Rendered]], ids: Mapping[int, Sequence[int]]
-    ) -> dict[int, list[int]]:
-        places = [(i, self._tokens.prompt(row.text[:cut])) for i, row in rows for cut in _cuts(row)]
-        starts: dict[int, list[int]] = {i: [] for i, _ in rows}
-        for (i, _), length in zip(places, self._tokens.prompt_lengths(ids, places), strict=True):
-            starts[i].append(length)
-        return starts
-
-    def _guarded_start(self, ids: Sequence[int], prompt: str) -> int:
-        begin = self._tokens.guarded_ids(prompt)
-        return len(begin) if list(ids[: len(begin)]) == begin else -1
-
-    def _label(self, plan: _Plan, ids: list[int], starts: Sequence[int]) -> Encoded | Fault:
-        if any(start < 0 for start in starts):
-            return Fault(
-                "prompt is not a prefix",
-                "the prompt's ids do not begin the row's: prompt and answer merge into one token",
-            )
-        spans = [(start, self._end(ids, start)) for start in starts]
-        if any(end is None for _, end in spans):
-            return Fault("no end mark", "there is no end mark after an answer")
-        if spans and spans[-1][1] is not None:
-            ids = ids[: spans[-1][1]]  # what a template puts after the last end mark is never seen
-        trained = np.full(len(ids), plan.everything)
-        for (start, end), weight in zip(spans, plan.weights, strict=True):
-            trained[start:end] = bool(weight)
-        trained[:1] = False
-        prompt_length = spans[-1][0] if spans else 0
-        return Encoded(np.array(ids, np.int32), trained, prompt_length)
-
-    def _end(self, ids: Sequence[int], start: int) -> int | None:
-        for place in range(start, len(ids)):
-            if ids[place] in self._stops:
-                return place + 1
-        return None
-
-
-def _cuts(row: Rendered) -> list[int]:
-    return [cut for cut in row.prompts if isinstance(cut, int)]
-
-
-def _misrendered(plan: _Plan, row: Rendered | Refusal) -> Fault | None:
-    if isinstance(row, Refusal):
-        return Fault("refused by the template", f"the template refuses the row: {row.reason}")
-    for prompt, word in zip(row.prompts, plan.words, strict=True):
-        if not isinstance(prompt, int):
-            return Fault(
-                "prompt is not a prefix",
-                "the template renders the row differently once the answer is known, so its prompt "
-                "is not the beginning of the row; train only the last answer (weight 0 on the "
-                "others), or choose another data.template",
-            )
-        if row.text.find(word, prompt) < 0:
-            return Fault("answer lost", "the template leaves an answer out, or changes it")
-    return None

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from halfbyte.data.wordcache import word_ids
 from halfbyte.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ _LONGEST_TAIL: Final = 200  # characters; a longer one holds a row's own text an
 class Prompt:
     """The beginning `text[:length]` of a row's text, and how its number of ids is found.
 
-    enc(row) begins with enc(prompt) exactly if, from the `skip`-th added token on, it goes on
-    with the ids of `tail`: added tokens cut a text into parts that are encoded one by one, so what
-    stands before the last of them has the same ids in both. `lead` is that last one (counted in
-    `skip`); without any, `tail` is the whole prompt.
+    enc(row) begins with enc(prompt) exactly if, after the `skip`-th `lead`, it goes on with the
+    ids of `tail`: added tokens cut a text into parts that are encoded one by one, so what stands
+    before the last of them has the same ids in both. `lead` is that last one in the prompt, and
+    the `skip`-th of its kind there; without any, `tail` is the whole prompt.
     """
 
     skip: int
@@ -54,12 +55,14 @@ class Tokens:
         self._added_re = _alternatives(self._added)
         self._control_re = _alternatives(self.control)
         self._first = tuple({text[0] for text in self.control if text})
-        self._added_ids = frozenset(self._added.values())
         self._cuts = self._backend is not None and all(
             not (token.lstrip or token.rstrip or token.single_word)
             and (not token.normalized or self._backend.normalizer is None)
             for _, token in added.values()
         )
+        self._words = None
+        if self._backend is not None and self._cuts:
+            self._words = word_ids(self._backend, self._added)
         self._tails: dict[tuple[str, str], list[int]] = {}
         self.eos = tokenizer.eos_token_id
         self.bos = tokenizer.bos_token_id
@@ -89,8 +92,20 @@ class Tokens:
             self._backend.no_truncation()
         if self._backend.padding is not None:
             self._backend.no_padding()
+        if self._words is not None:
+            return self._words.ids([self._parts(text) for text in texts])
         done = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in done]
+
+    def _parts(self, text: str) -> list[str | int]:
+        parts: list[str | int] = []
+        start = 0
+        for mark in self._added_re.finditer(text):
+            if mark.start() > start:
+                parts.append(text[start : mark.start()])
+            parts.append(self._added[mark.group()])
+            start = mark.end()
+        return [*parts, text[start:]]
 
     def guard(self, text: str) -> str:
         """The same text with every control token in it marked as mere text (see `guarded_ids`)."""
@@ -137,16 +152,15 @@ class Tokens:
 
     def prompt(self, text: str) -> Prompt:
         """How to find where the ids of this prompt end."""
-        count, last = 0, None
-        if self._cuts:
-            for last in self._added_re.finditer(text):  # noqa: B007 - the last one is what we want
-                count += 1
-        if last is None:
+        marks = list(self._added_re.finditer(text)) if self._cuts else []
+        if not marks:
             return Prompt(0, "", text)
-        return Prompt(count, last.group(), text[last.end() :])
+        lead = marks[-1].group()
+        skip = sum(mark.group() == lead for mark in marks)
+        return Prompt(skip, lead, text[marks[-1].end() :])
 
     def prompt_lengths(
-        self, rows: Mapping[int, Sequence[int]], prompts: Sequence[tuple[int, Prompt]]
+        self, rows: Mapping[int, list[int]], prompts: Sequence[tuple[int, Prompt]]
     ) -> list[int]:
         """For each (row, prompt): how many of the row's ids are the prompt's; -1 if they differ."""
         wanted = {(p.lead, p.tail) for _, p in prompts}
@@ -156,17 +170,22 @@ class Tokens:
         if len(self._tails) < _REMEMBERED:
             self._tails |= {key: ids for key, ids in tails.items() if len(key[1]) < _LONGEST_TAIL}
         tails |= {key: self._tails[key] for key in wanted - tails.keys()}
-        return [self._length(rows[row], p.skip, tails[p.lead, p.tail]) for row, p in prompts]
+        return [self._length(rows[row], p, tails[p.lead, p.tail]) for row, p in prompts]
 
-    def _length(self, ids: Sequence[int], skip: int, tail: Sequence[int]) -> int:
+    def _length(self, ids: list[int], prompt: Prompt, tail: Sequence[int]) -> int:
         start = 0
-        if skip:
-            for start, token in enumerate(ids, start=1):  # noqa: B007 - found by its break
-                skip -= token in self._added_ids
-                if not skip:
-                    break
+        for _ in range(prompt.skip):
+            start = after(ids, self._added[prompt.lead], start) or len(ids)
         stop = start + len(tail)
-        return stop if list(ids[start:stop]) == list(tail) and not skip else -1
+        return stop if ids[start:stop] == tail else -1
+
+
+def after(ids: list[int], wanted: int, start: int = 0) -> int | None:
+    """The place after the first `wanted` from `start` on; None if there is none."""
+    try:
+        return ids.index(wanted, start) + 1
+    except ValueError:
+        return None
 
 
 def _alternatives(texts: dict[str, int]) -> re.Pattern[str]:
