@@ -11,6 +11,7 @@ from halfbyte.api.evaluating import (
 )
 from halfbyte.api.generating import answer, sampling, with_template
 from halfbyte.api.opening import Opened, find_run, open_any, open_base, open_run, run_config
+from halfbyte.api.shipping import export, merge
 from halfbyte.api.training import Summary, Training, prepare_resume, prepare_training
 
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "answer",
     "compare_run",
     "evaluate_run",
+    "export",
     "find_run",
+    "merge",
     "open_any",
     "open_base",
     "open_run",

@@ -1,0 +1,239 @@
+"""Shipping a run: merged with proof, or exported and opened again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from halfbyte.api.opening import Opened, find_run, open_run, run_config
+from halfbyte.data import Encoded, load_example
+from halfbyte.data.fit import fit
+from halfbyte.errors import InputError
+from halfbyte.infer import Engine, Request, Sampling
+from halfbyte.model.load import Form
+from halfbyte.run import RunFolder
+from halfbyte.ship.chats import chats
+from halfbyte.ship.check import Exported, ExportReport, Trial, check
+from halfbyte.ship.companions import ChatForm, Companions
+from halfbyte.ship.export import (
+    Shipment,
+    export_gguf,
+    export_lora_gguf,
+    export_ollama,
+    export_peft,
+    export_safetensors,
+    export_vllm,
+    stored,
+)
+from halfbyte.ship.fidelity import Ids, Scored, score
+from halfbyte.ship.gguf_write import Label
+from halfbyte.ship.merge import FORMS, MergePlan, Proof
+from halfbyte.ship.merge import Form as MergeForm
+from halfbyte.ship.merge import merge as merge_adapters
+from halfbyte.ship.quantize import Quantized
+from halfbyte.ship.report import MergeReport
+
+_ANSWER: Final = 64  # tokens of a greedy answer that is compared
+
+
+def merge(  # noqa: PLR0913 - the command's flags, all by name
+    run: str | Path,
+    runs: str | Path = "runs",
+    *,
+    out: Path | None = None,
+    into: str = "auto",
+    dtype: str | None = None,
+    adapters: Mapping[str, float] | None = None,
+    weight: float = 1.0,
+    rows: int = 50,
+    force: bool = False,
+) -> MergeReport:
+    """Merge a run's adapter (and others', with weights) into its base, and measure the result.
+
+    `into`: `original`, `dequantized` or `auto` (both are measured, the nearer one is kept).
+    `dtype`: what sums are stored in (None: as the base's files). `rows`: held-out rows measured.
+
+    Raises:
+        InputError: a fully trained run, or forms the training did not have.
+        MergeRefusedError: no merge does what base + adapter does; the report is in it.
+    """
+    opened = open_run(run, runs)
+    folder = _with_adapter(opened)
+    if adapters:
+        raise_unless_same_base(opened, adapters, runs)
+    parts = {folder.adapter: weight}
+    parts |= {find_run(name, runs).adapter: share for name, share in (adapters or {}).items()}
+    plan = MergePlan(
+        opened.base.folder,
+        parts,
+        _quantized(opened.form),
+        None if dtype is None else getattr(torch, dtype),
+        FORMS if into == "auto" else (cast("MergeForm", into),),
+    )
+    held_out = _held_out(opened, rows)
+    reply = partial(_answer, opened)
+    summed = _summed(opened, parts)
+    proof = Proof(
+        lambda: score(summed, held_out, reply),
+        lambda merged: _score_folder(merged, held_out, reply),
+        force=force,
+    )
+    return merge_adapters(plan, out or folder.merged, _companions(opened), proof)
+
+
+def export(  # noqa: PLR0913 - the command's flags, all by name
+    run: str | Path,
+    runs: str | Path = "runs",
+    *,
+    to: str,
+    out: Path | None = None,
+    kind: str = "q8_0",
+    adapter_only: bool = False,
+    answers: bool = True,
+) -> ExportReport:
+    """Export a run as `peft`, `safetensors`, `gguf`, `ollama` or `vllm`, and open it again.
+
+    `kind`: how a GGUF's matrices are held. `adapter_only`: a GGUF of the adapter alone. Token ids
+    of twenty chats and, with `answers`, greedy answers are compared with the run's own.
+
+    Raises:
+        InputError: a target this run cannot be exported to.
+        MissingError: the target needs a merge first.
+    """
+    opened = open_run(run, runs)
+    assert opened.run is not None
+    target = out or opened.run.export / (f"{to}-adapter" if adapter_only else to)
+    exported = _exported(opened, to, target, kind, adapter_only=adapter_only)
+    template = opened.template
+    asked = chats(template.encode_prompt)
+    replies = None
+    if answers and exported.open_model is not None:
+        replies = _answer(opened, cast("PreTrainedModel", opened.model), [c.ids for c in asked])
+    return check(exported, Trial(asked, replies, partial(_answer, opened)))
+
+
+def raise_unless_same_base(opened: Opened, names: Mapping[str, float], runs: str | Path) -> None:
+    """Adapters can only be added up on the base they were all trained on.
+
+    Raises:
+        InputError: a run has another base.
+    """
+    for name in names:
+        other = run_config(find_run(name, runs)).model
+        if other != opened.config.model:
+            raise InputError(
+                f"{name}: trained on {other.base}, not on {opened.base.name} in the same form",
+                "Merge each run by itself: halfbyte merge RUN",
+            )
+
+
+def _exported(opened: Opened, to: str, out: Path, kind: str, *, adapter_only: bool) -> Exported:
+    assert opened.run is not None
+    run = opened.run
+    shipment = Shipment(_companions(opened), Label(run.name, opened.base.name))
+    if to == "peft":
+        return export_peft(_with_adapter(opened).adapter, out, shipment, partial(_bare, opened))
+    if to == "vllm":
+        adapters = {run.name: _with_adapter(opened).adapter}
+        quantized = opened.form.quantization is not None
+        return export_vllm(adapters, opened.base.name, out, shipment, quantized)
+    if adapter_only:
+        return export_lora_gguf(_with_adapter(opened).adapter, out, shipment)
+    merged = _merged(opened)
+    if to == "safetensors":
+        return export_safetensors(merged, out, shipment)
+    make = export_ollama if to == "ollama" else export_gguf
+    return make(stored(merged), out, shipment, kind)
+
+
+def _merged(opened: Opened) -> Path:
+    """The whole model's folder; a run that was not merged yet is merged now, with proof."""
+    assert opened.run is not None
+    if opened.adapter is None:
+        return opened.run.model
+    if not opened.run.merged.is_dir():
+        merge(opened.run.path)
+    return opened.run.merged
+
+
+def _with_adapter(opened: Opened) -> RunFolder:
+    assert opened.run is not None
+    if opened.adapter is None:
+        raise InputError(
+            f"{opened.name}: trained with method full: it has no adapter",
+            f"Its whole model is {opened.run.model}; export --to safetensors or gguf.",
+        )
+    return opened.run
+
+
+def _quantized(form: Form) -> Quantized | None:
+    if form.quantization is None:
+        return None
+    return Quantized(form.quantization, form.double_quant, form.compute.dtype)
+
+
+def _companions(opened: Opened) -> Companions:
+    assert opened.run is not None
+    template = opened.template
+    chat = ChatForm(template.source, template.stop_ids, template.stop_strings)
+    result = opened.run.model if opened.adapter is None else opened.run.adapter
+    card = (result / "README.md").read_text(encoding="utf-8")
+    return Companions(opened.base.folder, result, chat, card)
+
+
+def _held_out(opened: Opened, rows: int) -> list[Encoded]:
+    """The first held-out rows that fit, as in training."""
+    assert opened.run is not None
+    lines = opened.run.held_out.read_bytes().splitlines()
+    data, template = opened.config.data, opened.template
+    encoded = template.encode_many([load_example(line) for line in lines], data.train_on)
+    kept = (
+        fit(one, data.max_length, data.too_long if data.too_long == "cut_prompt" else "drop", None)
+        for one in encoded
+        if isinstance(one, Encoded)
+    )
+    return [one for one in kept if one is not None][:rows]
+
+
+def _summed(opened: Opened, parts: Mapping[Path, float]) -> PreTrainedModel:
+    """Base + adapters as loaded: what a merge has to do. Several are added up by PEFT."""
+    model = opened.model
+    if len(parts) > 1 or set(parts.values()) != {1.0}:
+        assert isinstance(model, PeftModel)
+        names = []
+        for number, folder in enumerate(parts):
+            names.append(f"part-{number}")
+            model.load_adapter(str(folder), names[-1])
+        weights = list(parts.values())
+        model.add_weighted_adapter(names, weights, "sum", combination_type="cat")
+        model.set_adapter("sum")
+        model.eval()
+    return cast("PreTrainedModel", model)  # PEFT's wrap answers like one
+
+
+def _score_folder(folder: Path, rows: Sequence[Encoded], reply: Any) -> Scored:
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
+    return score(model.eval(), rows, reply)
+
+
+def _bare(opened: Opened) -> PreTrainedModel:
+    from halfbyte.model.load import load_base
+
+    return load_base(opened.base, opened.form)
+
+
+def _answer(opened: Opened, model: PreTrainedModel, prompts: Sequence[Ids]) -> list[Ids]:
+    """Greedy answers of any model in this run's form of speaking."""
+    active = model.active_adapter if isinstance(model, PeftModel) else None
+    sampling = Sampling(max_new_tokens=_ANSWER, stop_ids=opened.template.stop_ids)
+    requests = [Request(tuple(ids), sampling, active) for ids in prompts]
+    done = Engine(model, opened.tokenizer).generate(requests)
+    return [one.ids for one in done]
