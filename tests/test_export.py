@@ -46,6 +46,8 @@ def answers(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[li
     for ids in prompts:
         out = model.generate(
             input_ids=torch.tensor([list(ids)]),
+            # pad is the end mark here: a mask made from ids would hide every turn's end
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
             do_sample=False,
             max_new_tokens=8,
             eos_token_id=None,
