@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from halfbyte.errors import InputError, IntegrityError, MissingError
+from halfbyte.errors import HalfbyteError, InputError, IntegrityError, MissingError
 from halfbyte.model.cache import cache_dir, file_hash
 from halfbyte.model.catalogue import CATALOGUE, Entry, find
 from halfbyte.model.gguf_base import converted_folder, packaged_gguf
@@ -83,9 +83,26 @@ def resolve(name: str, revision: str | None = None) -> Base:
     if path.is_dir():
         check_folder(path)
         return Base(str(path.resolve()), "folder", path.resolve())
-    if _HUB_ID.fullmatch(name):
+    if is_hub_id(name):
         return _from_hub(name, revision, None)
     raise _unknown(name, path)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether this is how the hub writes a model's name: owner/name."""
+    return bool(_HUB_ID.fullmatch(name))
+
+
+def is_here(entry: Entry) -> bool:
+    """Whether a base of the catalogue can be used without fetching anything."""
+    try:
+        if entry.package:
+            packaged_gguf(entry)
+        else:
+            _from_hub(entry.hub, None, entry)
+    except HalfbyteError:
+        return False
+    return True
 
 
 def _from_gguf(path: Path) -> Base:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,11 +15,12 @@ from typing import Final
 import filelock
 import platformdirs
 
-from halfbyte.errors import MissingError
+from halfbyte.errors import MissingError, ResourceError
 
 CACHE_VARIABLE: Final = "HALFBYTE_CACHE"
 _LOCK_SECONDS: Final = 600.0  # converting a 7B .gguf takes minutes; longer means a hung process
 _CHUNK: Final = 1 << 20
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def cache_dir() -> Path:
@@ -35,6 +37,7 @@ def build_folder(folder: Path, build: Callable[[Path], None]) -> Path:
 
     Raises:
         MissingError: the cache cannot be written, or another process holds its lock too long.
+        ResourceError: the disk is full; nothing is left behind.
     """
     if folder.is_dir():
         return folder
@@ -49,6 +52,11 @@ def build_folder(folder: Path, build: Callable[[Path], None]) -> Path:
             f"If none is running, remove {folder}.lock and try again.",
         ) from None
     except OSError as error:
+        if error.errno in _FULL:
+            raise ResourceError(
+                f"{folder}: the disk is full: {error}",
+                f"Make room, or set {CACHE_VARIABLE} to a folder on another disk.",
+            ) from None
         raise MissingError(
             f"{folder}: the cache cannot be written: {error}",
             f"Set {CACHE_VARIABLE} to a folder with space that you may write to.",

@@ -75,7 +75,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             local_files_only=True,
             trust_remote_code=False,
         )
-    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, KeyError, OSError, NotImplementedError, RuntimeError) as error:
         raise IntegrityError(
             f"{gguf}: transformers cannot read this GGUF file: {error}",
             hint="Use the model's safetensors folder or hub id instead.",
