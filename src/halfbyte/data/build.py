@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ from halfbyte.data.encoded import EncodedSet, EncodedWriter
 from halfbyte.data.example_json import load_example
 from halfbyte.data.faults import Fault, FaultLog
 from halfbyte.data.fit import Losses, fit
+from halfbyte.data.jinja_sandbox import Refusal, Rendered
 from halfbyte.data.labels import Planned
 from halfbyte.data.records import Encoded
 from halfbyte.data.report import Report, SetReport
@@ -25,12 +26,14 @@ from halfbyte.data.sources import Source
 from halfbyte.data.split import choose_held_out
 from halfbyte.data.stage import Reading, Staged, stage
 from halfbyte.data.templates import Template
+from halfbyte.data.tokens import Tokens
 from halfbyte.errors import DataError
 
 Progress = Callable[[str, int, int], None]  # what is being done, rows done, rows in all
 REPORT: Final = "report.json"
 _REJECTS: Final = "rejects.jsonl"
 _BATCH: Final = 256  # rows that are encoded at once
+_QUOTED: Final = "rows quote control tokens: they are encoded as text, not as marks"
 _UNTRAINED: Final = "0 trained tokens"
 
 
@@ -63,48 +66,65 @@ class Build:
             DataError: faults in the data, or nothing to train.
             IntegrityError: a hostile template.
         """
-        with ExitStack() as stack:
-            rejects = stack.enter_context((temp / _REJECTS).open("wb"))
-            faults = FaultLog(rejects if self.settings.skip_bad else None)
+        with self._faults(temp) as faults:
             parts = self._parts(train, valid, temp, faults)
             found, kept = self._audited(*parts)
-            train_report = self._encode(kept, temp / "train", faults)
-            valid_report = self._encode(parts[1], temp / "valid", faults)
+            sets = self._encode_all({"train": kept, "valid": parts[1]}, temp, faults)
         report = Report(
             template=self.template.name,
-            train=train_report,
-            valid=valid_report,
+            train=sets["train"],
+            valid=sets["valid"],
             duplicates=found.duplicates,
             leakage=found.leakage,
             leaks_dropped=len(parts[0].rows) - len(kept.rows),
             bad=dict(faults.counts),
             rejects=str(final / _REJECTS) if faults else None,
+            notes=faults.notes,
         )
         (temp / REPORT).write_text(report.to_json(), encoding="utf-8")
-        for path in temp.glob("staged-*"):
+
+    def rows_into(self, temp: Path, source: Source) -> None:
+        """Fill the folder `temp` with the rows of one source, all of them.
+
+        Raises:
+            DataError: faults in the data, or no rows.
+            IntegrityError: a hostile template.
+        """
+        with self._faults(temp) as faults:
+            staged = stage(source, self._reading(), temp / "staged", faults)
+            self._settle(faults, staged.name, staged.rows)
+            sets = self._encode_all({"rows": _whole(staged)}, temp, faults)
+        (temp / REPORT).write_text(sets["rows"].to_json(), encoding="utf-8")
+
+    @contextmanager
+    def _faults(self, temp: Path) -> Iterator[FaultLog]:
+        with (temp / _REJECTS).open("wb") as rejects:
+            yield FaultLog(rejects if self.settings.skip_bad else None)
+        for path in temp.glob("staged*"):
             path.unlink()
+
+    def _reading(self, limit: int | None = None) -> Reading:
+        given = self.settings
+        return Reading(given.format, given.columns, given.system, limit)
 
     def _parts(
         self, train: Source, valid: Source | None, temp: Path, faults: FaultLog
     ) -> tuple[Part, Part]:
         """The training rows and the held-out rows, read and checked."""
-        given = self.settings
-        reading = Reading(given.format, given.columns, given.system, given.limit)
         self.progress("reading", 0, 0)
-        staged = stage(train, reading, temp / "staged-train", faults)
+        staged = stage(train, self._reading(self.settings.limit), temp / "staged-train", faults)
         if valid is None:
-            self._settle(faults, staged.rows)
-            out = choose_held_out(staged.prompt_keys, given.valid_size)
+            self._settle(faults, train.name, staged.rows)
+            out = choose_held_out(staged.prompt_keys, self.settings.valid_size)
             every = np.arange(len(staged))
             return Part(staged, every[~out]), Part(staged, every[out])
-        reading = Reading(given.format, given.columns, given.system)
-        held = stage(valid, reading, temp / "staged-valid", faults)
-        self._settle(faults, staged.rows + held.rows)
+        held = stage(valid, self._reading(), temp / "staged-valid", faults)
+        self._settle(faults, f"{train.name}, {valid.name}", staged.rows + held.rows)
         return _whole(staged), _whole(held)
 
-    def _settle(self, faults: FaultLog, rows: int) -> None:
+    def _settle(self, faults: FaultLog, name: str, rows: int) -> None:
         if faults and not self.settings.skip_bad:
-            raise faults.error(rows, self.settings.train)
+            raise faults.error(rows, name)
 
     def _audited(self, train: Part, valid: Part) -> tuple[Audit, Part]:
         """What the audit found, and the training rows that stay."""
@@ -121,9 +141,24 @@ class Build:
             return found, train
         return found, Part(train.staged, np.setdiff1d(train.rows, found.leaking))
 
-    def _encode(self, part: Part, folder: Path, faults: FaultLog) -> SetReport:
+    def _encode_all(
+        self, parts: Mapping[str, Part], temp: Path, faults: FaultLog
+    ) -> dict[str, SetReport]:
+        """Encode each part into a folder of its name; the faults of all of them are one error."""
+        losses = {name: self._encode(part, temp / name, faults) for name, part in parts.items()}
+        names = ", ".join(dict.fromkeys(part.staged.name for part in parts.values()))
+        self._settle(faults, names, sum(len(part.rows) for part in parts.values()))
+        reports = {}
+        for name, part in parts.items():
+            rows = EncodedSet(temp / name)
+            if not len(rows):
+                raise self._nothing_left(part, losses[name])
+            source, form = part.staged.name, str(part.staged.format)
+            reports[name] = SetReport.of(source, form, rows, losses[name])
+        return reports
+
+    def _encode(self, part: Part, folder: Path, faults: FaultLog) -> Losses:
         losses = Losses()
-        before = len(faults)
         with EncodedWriter(folder) as writer:
             for row in self._encoded(part, faults):
                 kept = self._fitted(row, losses, faults)
@@ -131,12 +166,7 @@ class Build:
                     line = int(part.staged.places[row.index, 1])
                     key = int(part.staged.prompt_keys[row.index])
                     writer.append(kept, row.line, line, key)
-        if len(faults) > before:
-            self._settle(faults, len(part.rows))
-        if not len(writer):
-            raise self._nothing_left(part, losses)
-        name, form = part.staged.name, str(part.staged.format)
-        return SetReport.of(name, form, EncodedSet(folder), losses)
+        return losses
 
     def _nothing_left(self, part: Part, losses: Losses) -> DataError:
         return DataError(
@@ -151,6 +181,7 @@ class Build:
         for indices, lines, rendered in self._rendered(part):
             self.progress("encoding", done, len(part.rows))
             rows = self.template.label(rendered)
+            faults.note(_QUOTED, sum(_quotes_marks(text) for _, text in rendered))
             for index, line, row in zip(indices, lines, rows, strict=True):
                 if isinstance(row, Fault):
                     faults.add(row.at(staged.where(index)), json.loads(line))
@@ -191,6 +222,10 @@ class Build:
         kept = fit(whole, limit, self.settings.too_long, self.template.tokens.bos)
         losses.note(whole, kept)
         return kept
+
+
+def _quotes_marks(text: Rendered | Refusal) -> bool:
+    return isinstance(text, Rendered) and Tokens.is_guarded(text.text)
 
 
 def _whole(staged: Staged) -> Part:

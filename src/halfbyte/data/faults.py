@@ -40,6 +40,7 @@ class FaultLog:
     def __init__(self, rejects: BinaryIO | None = None) -> None:
         self.counts: Counter[str] = Counter()
         self.first: list[Fault] = []
+        self._notes: Counter[str] = Counter()
         self._rejects = rejects
 
     def __len__(self) -> int:
@@ -57,6 +58,16 @@ class FaultLog:
                 "row": row,
             }
             self._rejects.write(json.dumps(record, default=str).encode() + b"\n")
+
+    def note(self, what: str, rows: int = 1) -> None:
+        """Count rows that are used, but not quite as they stand: `what` completes `12 …`."""
+        if rows:
+            self._notes[what] += rows
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was noted, with its counts."""
+        return tuple(f"{rows:,} {what}" for what, rows in self._notes.items())
 
     def error(self, rows: int, name: str) -> DataError:
         """All of it as one error; `rows`: how many there are, bad ones included."""

@@ -7,13 +7,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from halfbyte.data.faults import Fault
 from halfbyte.data.records import Example, Message, Role
 from halfbyte.errors import DataError
 
 Record = Mapping[str, Any]
+FormatName = Literal["messages", "sharegpt", "completion", "instruction", "text"]
 
 # part → the column names it goes by, the preferred one first
 _ASKED: Final = ("instruction", "question", "query")
@@ -21,7 +22,7 @@ _ANSWERED: Final = ("response", "output", "answer", "completion", "target")
 _CONTEXT: Final = ("context", "input", "passage")
 _TALK: Final = ("messages", "conversations", "conversation")
 _COMMON: Final = {"system": ("system",), "facts": ("facts",), "extra": ("extra",)}
-_NAMES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+_NAMES: Final[Mapping[FormatName, Mapping[str, tuple[str, ...]]]] = {
     "messages": {"messages": _TALK, "context": ("context",), **_COMMON},
     "sharegpt": {"messages": ("conversations", "conversation", "messages"), **_COMMON},
     "completion": {"prompt": ("prompt",), "response": ("completion",), **_COMMON},
@@ -52,7 +53,7 @@ _SAMPLE: Final = 100  # rows that decide on the format of a file
 class Format:
     """How to read the rows of one file: its kind, and which column plays which part."""
 
-    name: str
+    name: FormatName
     columns: Mapping[str, str]
 
     def __str__(self) -> str:
@@ -71,7 +72,12 @@ class _BadRowError(Exception):
         self.fault = Fault(kind, detail, mend)
 
 
-def recognise(rows: Sequence[Record], name: str, mapping: Mapping[str, str], file: str) -> Format:
+def recognise(
+    rows: Sequence[Record],
+    name: FormatName | Literal["auto"],
+    mapping: Mapping[str, str],
+    file: str,
+) -> Format:
     """The format of a file from its first rows; `name` may be given, and columns mapped.
 
     Raises:
@@ -112,7 +118,7 @@ def _renamed(row: Record, mapping: Mapping[str, str]) -> Record:
     return {**{key: value for key, value in row.items() if key not in taken}, **parts}
 
 
-def _kind(row: Record) -> str | None:
+def _kind(row: Record) -> FormatName | None:
     for column in _TALK:
         turns = _unpacked(row.get(column))
         if isinstance(turns, list):
@@ -126,7 +132,9 @@ def _kind(row: Record) -> str | None:
     return "text" if "text" in row else None
 
 
-def _columns(name: str, sample: Sequence[Record], mapping: Mapping[str, str]) -> dict[str, str]:
+def _columns(
+    name: FormatName, sample: Sequence[Record], mapping: Mapping[str, str]
+) -> dict[str, str]:
     seen = {column for row in sample for column in row} - set(mapping.values())
     chosen: dict[str, str] = {}
     for part, names in _NAMES[name].items():
@@ -139,7 +147,10 @@ def _columns(name: str, sample: Sequence[Record], mapping: Mapping[str, str]) ->
 
 
 def to_example(row: Record, form: Format, system: str | None = None) -> Example | Fault:
-    """Read a row; `system` is put before conversations that have no system message."""
+    """Read a row; `system` is put before conversations that have no system message.
+
+    What follows the last answer of a conversation is left out (`has_trailing_turns`).
+    """
     try:
         return _read(row, form, system)
     except _BadRowError as bad:
@@ -151,6 +162,15 @@ def to_example(row: Record, form: Format, system: str | None = None) -> Example 
                 "put the formats into separate files",
             )
         return bad.fault
+
+
+def has_trailing_turns(row: Record, form: Format, example: Example) -> bool:
+    """Whether the conversation goes on after its last answer."""
+    if form.name not in {"messages", "sharegpt"}:
+        return False
+    turns = _unpacked(row[form.columns["messages"]])
+    last = turns[-1]
+    return _ROLES.get(last.get("role", last.get("from"))) != example.messages[-1].role
 
 
 def _read(row: Record, form: Format, system: str | None) -> Example:

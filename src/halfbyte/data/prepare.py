@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import filelock
 
 from halfbyte.config import DataSettings
 from halfbyte.data.build import REPORT, Build, Progress, silent
 from halfbyte.data.encoded import EncodedSet
-from halfbyte.data.report import Report
-from halfbyte.data.sources import find_sources
+from halfbyte.data.report import Report, SetReport
+from halfbyte.data.sources import find_source, find_sources
 from halfbyte.data.templates import Template
-from halfbyte.errors import IntegrityError, ResourceError
+from halfbyte.errors import ResourceError
 from halfbyte.run.files import atomic_folder, remove_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+_FOLDER: Final = "encoded"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +41,16 @@ class Prepared:
     template: Template
     report: Report
     hashes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedRows:
+    """One source, encoded whole; `digest`: sha256 of its bytes."""
+
+    rows: EncodedSet
+    template: Template
+    report: SetReport
+    digest: str
 
 
 def prepare(
@@ -66,23 +79,71 @@ def prepare(
         "tokenizer": template.tokens.fingerprint,
     }
     hashes["encoded"] = _key(settings, hashes)
-    folder = cache_dir / "encoded" / hashes["encoded"][:32]
+    build = Build(settings, template, progress or silent)
+
+    def opened(folder: Path) -> Prepared:
+        report = Report.from_json((folder / REPORT).read_bytes())
+        # the same rows may stand in a file of another name by now
+        report = replace(report, train=replace(report.train, source=train.name))
+        sets = EncodedSet(folder / "train"), EncodedSet(folder / "valid")
+        return Prepared(*sets, template, report, hashes)
+
+    return _cached(
+        cache_dir / _FOLDER / hashes["encoded"][:32],
+        lambda temp, final: build.into(temp, final, train, valid),
+        opened,
+    )
+
+
+def prepare_rows(
+    name: str, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, cache_dir: Path
+) -> PreparedRows:
+    """Read, check and encode one source whole (held-out rows to score, say), with the same cache.
+
+    `name` stands for `settings.train`; what concerns splitting and leakage is not used.
+
+    Raises:
+        DataError, MissingError, ResourceError: as `prepare`.
+    """
+    source = find_source(name, "valid")
+    template = Template.load(settings.template, tokenizer)
+    digest = source.digest()
+    hashes = {"rows": digest, "template": template.hash, "tokenizer": template.tokens.fingerprint}
+    build = Build(settings, template)
+
+    def opened(folder: Path) -> PreparedRows:
+        report = SetReport.from_json((folder / REPORT).read_bytes())
+        rows = EncodedSet(folder / "rows")
+        return PreparedRows(rows, template, replace(report, source=name), digest)
+
+    return _cached(
+        cache_dir / _FOLDER / _key(settings, hashes)[:32],
+        lambda temp, _: build.rows_into(temp, source),
+        opened,
+    )
+
+
+def _cached(folder: Path, fill: Callable[[Path, Path], None], opened: Callable[[Path], T]) -> T:
+    """What the folder holds; filled first where it is absent or damaged.
+
+    Processes that want the same folder wait for the first.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.with_suffix(".lock")):
-            found = _open(folder)
-            if found is None:
-                build = Build(settings, template, progress or silent)
-                with atomic_folder(folder) as temp:
-                    build.into(temp, folder, train, valid)
-                found = _open(folder)
+            if folder.is_dir():
+                try:
+                    return opened(folder)
+                except (OSError, ValueError):
+                    remove_folder(folder)
+            with atomic_folder(folder) as temp:
+                fill(temp, folder)
+            return opened(folder)
     except PermissionError as error:
         raise ResourceError(
             f"{error.filename}: the cache cannot be written: {error.strerror}",
             "Set HALFBYTE_CACHE to a folder that can be.",
         ) from None
-    assert found is not None
-    return Prepared(*found[:2], template, found[2], hashes)
 
 
 def _key(settings: DataSettings, hashes: Mapping[str, str]) -> str:
@@ -98,15 +159,3 @@ def _code() -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         total.update(path.read_bytes())
     return total.hexdigest()
-
-
-def _open(folder: Path) -> tuple[EncodedSet, EncodedSet, Report] | None:
-    """What the cache holds; None (and nothing there any more) if it is absent or damaged."""
-    if not folder.is_dir():
-        return None
-    try:
-        report = Report.from_json((folder / REPORT).read_bytes())
-        return EncodedSet(folder / "train"), EncodedSet(folder / "valid"), report
-    except (OSError, ValueError, IntegrityError):
-        remove_folder(folder)
-        return None

@@ -24,6 +24,15 @@ class SetReport:
     lengths: Mapping[str, int]
     losses: Losses
 
+    def to_json(self) -> str:
+        """As JSON."""
+        return _SET_ADAPTER.dump_json(self, indent=1).decode()
+
+    @staticmethod
+    def from_json(text: str | bytes) -> SetReport:
+        """The inverse of `to_json`."""
+        return _SET_ADAPTER.validate_json(text)
+
     @classmethod
     def of(cls, source: str, form: str, rows: EncodedSet, losses: Losses) -> SetReport:
         """Measure an encoded set."""
@@ -96,4 +105,5 @@ class Report:
         return _ADAPTER.validate_json(text)
 
 
+_SET_ADAPTER: TypeAdapter[SetReport] = TypeAdapter(SetReport)
 _ADAPTER: TypeAdapter[Report] = TypeAdapter(Report)

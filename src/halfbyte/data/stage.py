@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from halfbyte.data.example_json import dump_example, load_example
 from halfbyte.data.faults import Fault, FaultLog
-from halfbyte.data.formats import Format, recognise, to_example
+from halfbyte.data.formats import Format, FormatName, has_trailing_turns, recognise, to_example
 from halfbyte.data.lines import Lines, LineWriter
 from halfbyte.data.readers import Raw
 from halfbyte.data.records import Example
@@ -28,7 +28,7 @@ _HEAD: Final = 100  # rows that are held to recognise the format
 class Reading:
     """How rows are to be read; see the settings of the same names."""
 
-    format: str = "auto"
+    format: FormatName | Literal["auto"] = "auto"
     columns: Mapping[str, str] | None = None
     system: str | None = None
     limit: int | None = None
@@ -103,6 +103,9 @@ def _good(
             faults.add(row.at(raw.where), raw.source or raw.value)
         else:
             found += 1
+            assert isinstance(raw.value, Mapping)
+            if has_trailing_turns(raw.value, form, row):
+                faults.note("conversations go on after their last answer: that is left out")
             yield raw, row
 
 
