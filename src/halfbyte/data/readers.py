@@ -168,6 +168,7 @@ def _mend(text: str, pos: int, message: str) -> str:
         "Unterminated string starting at": "close the quote; write a line break inside as \\n",
         "Invalid \\escape": "write a backslash as \\\\",
         "Expecting ',' delimiter": 'a comma is missing, or a quote inside a text is not \\"',
+        "Expecting ':' delimiter": "a colon stands between a name and its value",
         "Expecting value": "texts stand in double quotes; else true, false, null or a number",
         "Expecting property name enclosed in double quotes": "put the name in double quotes",
     }
@@ -269,9 +270,11 @@ class _Elements:
 
     def _more(self) -> bool:
         chunk = self._file.read(_CHUNK)
+        if not chunk:  # places found in the text stay what they are
+            return False
         self._text = self._text[self._pos :] + chunk
         self._pos = 0
-        return bool(chunk)
+        return True
 
     def _skip_to(self, pos: int) -> None:
         self._line += self._text.count("\n", self._pos, pos)
