@@ -44,7 +44,7 @@ def load_base(base: Base, form: Form) -> PreTrainedModel:
     loaded = _load(source, form)
     model: PreTrainedModel
     model, info = loaded
-    _require_all(source, info)
+    _require_all(source, model, info)
     return _finished(model, base, form)
 
 
@@ -72,7 +72,7 @@ def _load(base: Base, form: Form) -> Any:
     elif quantized is not None:
         state = cast_state(stored, form.weights)
     try:
-        with _no_progress():
+        with _silence():
             loaded = kind.from_pretrained(
                 None,
                 config=config,
@@ -80,6 +80,7 @@ def _load(base: Base, form: Form) -> Any:
                 dtype=form.weights,
                 device_map={"": str(form.device)},
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are reported, and refused below
                 **options,
             )
     except (ValueError, KeyError, OSError, RuntimeError) as error:
@@ -90,28 +91,46 @@ def _load(base: Base, form: Form) -> Any:
 
 
 @contextmanager
-def _no_progress() -> Iterator[None]:
-    """Printing is the command line's business: keep transformers' bar off the terminal."""
-    shown = transformers_logging.is_progress_bar_enabled()
+def _silence() -> Iterator[None]:
+    """No progress bar and no load report: what matters of them is raised as an error."""
+    shown, level = (
+        transformers_logging.is_progress_bar_enabled(),
+        transformers_logging.get_verbosity(),
+    )
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(level)
         if shown:
             transformers_logging.enable_progress_bar()
 
 
-def _require_all(base: Base, info: dict[str, Any]) -> None:
+def _require_all(base: Base, model: PreTrainedModel, info: dict[str, Any]) -> None:
     """transformers only warns, and fills missing weights with random numbers."""
     faults = [f"{name}: missing from the files" for name in sorted(info["missing_keys"])]
     faults += [
         f"{name}: shape {list(found)}, expected {list(expected)}"
         for name, found, expected in sorted(info["mismatched_keys"])
     ]
+    faults += _misshapen(model)
     if faults:
         raise IntegrityError(
             f"{base.folder}: {len(faults)} weights do not fit its config.json:", faults[:_SHOWN]
         )
+
+
+def _misshapen(model: PreTrainedModel) -> Iterator[str]:
+    """4-bit weights of another shape than their layer's: packed, any shape looks alike."""
+    for name, module in model.named_modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            state = getattr(module.weight, "quant_state", None)
+            expected = (module.out_features, module.in_features)
+            if state is None:
+                yield f"{name}.weight: its quantization constants are missing"
+            elif tuple(state.shape) != expected:
+                yield f"{name}.weight: shape {list(state.shape)}, expected {list(expected)}"
 
 
 def _finished(model: PreTrainedModel, base: Base, form: Form) -> PreTrainedModel:

@@ -89,6 +89,7 @@ class StoredTensor:
             low, high = torch.aminmax(tensor)  # NaN and infinities survive it; no copy is made
             if not (torch.isfinite(low) and torch.isfinite(high)):
                 self.faults.found.append(f"{self.name}: holds NaN or infinity ({self.path.name})")
+                tensor.zero_()  # nothing between here and the error shall stumble over them
             tensor = tensor if self.cast is None else tensor.to(self.cast)
         return tensor
 
