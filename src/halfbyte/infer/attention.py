@@ -92,6 +92,9 @@ def attend(
     q: [n, heads, group, width], contiguous; keys, values: [slots, heads, capacity, width], with
     this step's tokens in them. Returns [n, heads * group * width].
     """
+    only = todo.decodes[0] if len(todo.decodes) == 1 and not todo.prompts else None
+    if only is not None and only.take is None and isinstance(only.places, slice):
+        return _over_slots(q, keys, values, only, scale).flatten(1)
     out = torch.empty_like(q)
     for decode in todo.decodes:
         queries = q[decode.places]

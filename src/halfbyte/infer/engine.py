@@ -25,7 +25,7 @@ from halfbyte.infer.fallback import TransformersBackend
 from halfbyte.infer.records import Completion, Request, Update
 from halfbyte.infer.rows import Row, Slots
 from halfbyte.infer.sampler import Chooser, choose, logprobs
-from halfbyte.infer.text import TextStream
+from halfbyte.infer.text import TextStream, decode
 
 Progress = Callable[[int, int, int], None]
 
@@ -144,14 +144,16 @@ class Engine:
                 rows.append(self._row(request))
             except InputError as error:
                 raise InputError(f"request {index}: {error.message}", error.hint) from None
+            rows[-1].quiet = not request.sampling.stop_strings
         place = {row.ticket: index for index, row in enumerate(rows)}
         # rows that begin alike side by side: what they share is computed once
         self._pending.extend(sorted(rows, key=lambda r: (r.request.adapter or "", r.ids)))
         done: dict[int, Completion] = {}
         tokens = 0
         while len(done) < len(rows):
-            for update in self.step():
-                tokens += len(update.ids)
+            updates = self.step()
+            tokens += sum(len(update.ids) for update in updates)
+            for update in updates:
                 if update.done:
                     done[place[update.ticket]] = update.done
                     if progress:
@@ -230,14 +232,15 @@ class Engine:
         budget = self.limits.prefill_tokens
         budget -= sum(len(row.request.ids) - row.computed for row in self._slots.rows)
         held: list[Row] = []
+        ahead = list(itertools.islice(self._pending, 1, self.limits.max_batch))
         while self._pending and budget > 0 and len(held) < self.limits.max_batch:
             row = self._pending.popleft()
+            if not self._slots.room(row, ahead):
+                held.append(row)
+                break
             if self._slots.waits(row):
                 held.append(row)
                 continue
-            if not self._slots.room(row, list(self._pending)[: self.limits.max_batch] + held):
-                held.append(row)
-                break
             self._slots.enter(row)
             budget -= len(row.ids) - row.computed
         self._pending.extendleft(reversed(held))
@@ -273,9 +276,9 @@ class Engine:
     def _append(self, row: Row, token: int) -> Update:
         sampling = row.request.sampling
         if token in row.stops:
-            return self._end(row, row.stream.flush(), (), token)
+            return self._end(row, "", (), token)
         row.ids.append(token)
-        text = row.stream.push(token)
+        text = "" if row.quiet else row.stream.push(token)
         if row.chooser.constraint is not None:
             row.chooser.constraint.accept(token)
         entry = tuple(row.logprobs[-1:]) if sampling.logprobs is not None else ()
@@ -283,12 +286,12 @@ class Engine:
         if row.stream.stop is None and not over and len(row.answer) < sampling.max_new_tokens:
             row.shown += text
             return Update(row.ticket, text, (token,), entry)
-        text += row.stream.flush()
         return self._end(row, text, (token,), None, over)
 
     def _end(
         self, row: Row, text: str, ids: tuple[int, ...], stop: int | None, over: bool = False
     ) -> Update:
+        text += decode(self.tokenizer, row.answer) if row.quiet else row.stream.flush()
         row.shown += text
         reason = row.stream.stop if stop is None else stop
         if stop is not None and row.logprobs:

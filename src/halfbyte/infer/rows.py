@@ -12,6 +12,8 @@ from halfbyte.infer.sampler import Chooser
 from halfbyte.infer.text import TextStream
 
 SHARE_FROM: Final = 16  # a shorter common beginning is computed faster than it is waited for
+_FIRST_SLOTS: Final = 4  # so that a few conversations in turn keep their beginnings
+_STEP: Final = 64  # capacities are multiples of it
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +30,7 @@ class Row:
     slot: int = -1
     computed: int = 0
     cached: int = 0
+    quiet: bool = False  # nobody reads its text before it is done
     shown: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
@@ -92,12 +95,21 @@ class Slots:
             return True
         if len(busy) >= self._max_rows or (len(busy) + 1) * longest > self._max_tokens:
             return False
-        capacity = _rounded(max([longest, *(other.need for other in ahead)]), self._max_tokens)
-        wanted = max(len(busy) + 1 + len(ahead), len(self._slots))
-        slots = min(wanted, self._max_rows, self._max_tokens // capacity)
-        if slots <= len(busy):
-            capacity, slots = longest, len(busy) + 1
-        self._reshape(slots, capacity)
+        # a new shape copies what is held: grow by more than this row needs, if the budget allows
+        now, had = len(self._slots), self._cache.capacity
+        rows = min(max(len(busy) + 1 + len(ahead), 2 * now, _FIRST_SLOTS), self._max_rows)
+        places = max([longest, *(other.need for other in ahead)])
+        if longest > had:
+            places = max(places, had * 3 // 2)
+        elif rows * had <= self._max_tokens:
+            places = had
+        places = -(-places // _STEP) * _STEP
+        if places > self._max_tokens:
+            places = longest
+        rows = min(rows, self._max_tokens // places)
+        if rows <= len(busy):
+            rows, places = len(busy) + 1, longest
+        self._reshape(rows, places)
         return True
 
     def enter(self, row: Row) -> None:
@@ -175,11 +187,6 @@ class Slots:
             kept.append(slot)
         self._cache.reshape(slots, capacity, moves)
         self._slots = kept + [_Slot() for _ in range(slots - len(kept))]
-
-
-def _rounded(tokens: int, limit: int) -> int:
-    """A capacity with some room for the next, slightly longer row."""
-    return min(-(-tokens // 64) * 64, max(limit, tokens))
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
