@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from peft import LoraConfig, PeftModel, TaskType
 from transformers import PreTrainedModel
@@ -25,8 +27,8 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> PeftMod
     """Freeze the model and put a new trainable adapter on it.
 
     A is drawn from its own generator, seeded with `seed`, and B is zero: before the first step
-    the model computes exactly what its base does. Adapter weights are float32 whatever the base
-    is held in.
+    the model computes exactly what its base does. Adapter weights are float32, and the same for a
+    seed, whatever the base is held in.
 
     Raises:
         InputError: a target names no linear layer; the message lists those there are.
@@ -35,9 +37,23 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> PeftMod
     register_fast_layers(config)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):  # the caller's generators go on as if nothing happened
-        torch.manual_seed(seed)
-        return PeftModel(model, config, adapter_name=DEFAULT, autocast_adapter_dtype=True)
+    with torch.random.fork_rng(devices=[]):  # the caller's generator goes on as if nothing happened
+        peft_model = PeftModel(model, config, adapter_name=DEFAULT, autocast_adapter_dtype=True)
+    _draw(peft_model, seed)
+    return peft_model
+
+
+def _draw(model: PeftModel, seed: int) -> None:
+    """Draw every A anew, on the CPU and in float32.
+
+    PEFT draws in the base's type and on its device, so that the same seed would give another
+    adapter for each of them. The distribution is the same: uniform within 1 / sqrt(inputs).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            drawn = torch.rand(parameter.shape, generator=generator).mul_(2).sub_(1)
+            parameter.data.copy_(drawn.div_(math.sqrt(parameter.shape[1])))
 
 
 def lora_config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
