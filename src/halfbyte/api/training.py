@@ -28,7 +28,7 @@ from halfbyte.model.adapters import attach, enable_checkpointing
 from halfbyte.model.bases import Base
 from halfbyte.model.load import Form, form_of, load_base
 from halfbyte.model.loss import TokenLoss
-from halfbyte.model.memory import ModelSummary, summarize
+from halfbyte.model.memory import ModelSummary, least, summarize
 from halfbyte.run import Receipt, Resumption, RunFolder, write_atomic
 from halfbyte.train import (
     Event,
@@ -43,12 +43,15 @@ from halfbyte.train import (
     Stop,
     TensorBoard,
     Update,
+    disk_bytes,
     fit,
     held_out_loss,
     load_weights,
     make_accelerator,
     observe,
     prepare_state,
+    require_disk,
+    require_memory,
     resume,
 )
 
@@ -177,8 +180,10 @@ def prepare_resume(
     """
     folder = find_run(run, runs)
     config = run_config(folder)
-    parts = _Parts.load(config)
     before = Receipt.read(folder.receipt)
+    with folder.lock():  # refuses at once while another process trains here
+        pass
+    parts = _Parts.load(config)
     differences = before.check(parts.receipt(), force=force)
     training = parts.training(folder)
     notes = tuple(str(difference) for difference in differences)
@@ -189,7 +194,8 @@ def prepare_resume(
         if training.main:
             step = training.state.progress.step
             entry = Resumption(_now(), step, forced=force, differences=notes)
-            before.with_resumption(entry).write(folder.receipt)
+            now = parts.receipt() if force else None
+            before.with_resumption(entry, now).write(folder.receipt)
     return replace(training, resumed=event)
 
 
@@ -214,7 +220,20 @@ class _Parts:
         tokenizer = bases.load_tokenizer(base)
         with accelerator.main_process_first():  # one process encodes, the others find the cache
             data = prepare(config.data, tokenizer, bases.cache_dir())
-        return cls(config, accelerator, base, form, tokenizer, data)
+        parts = cls(config, accelerator, base, form, tokenizer, data)
+        parts.require_room()
+        return parts
+
+    def require_room(self) -> None:
+        """Refuse what cannot fit, before any weight is read.
+
+        Raises:
+            ResourceError: with what is needed and what is free.
+        """
+        lora = None if self.config.method == "full" else self.config.lora
+        needed = least(bases.load_model_config(self.base), self.form, lora)
+        require_memory(needed.total, self.form.device)
+        require_disk(Path(self.config.runs), disk_bytes(needed.trainable, self.config.train))
 
     def receipt(self) -> Receipt:
         """What the run is made from."""
@@ -222,7 +241,12 @@ class _Parts:
             base=self.base.name,
             revision=self.base.revision,
             base_files=self.base.hashes(),
-            data=dict(self.data.hashes),
+            # the rows as the model sees them, not the cache's key: that changes with our own code
+            data={
+                **{name: one for name, one in self.data.hashes.items() if name != "encoded"},
+                "train rows": self.data.train.digest(),
+                "valid rows": self.data.valid.digest(),
+            },
             template=self.data.template.hash,
             config=self.config.model_dump(mode="json"),
             seed=self.config.train.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from halfbyte.data.example_json import load_example
 from halfbyte.data.lines import Lines, LineWriter
 from halfbyte.data.records import Encoded, Example
+from halfbyte.run import sha256_of
 
 _IDS: Final = "ids.int32"
 _TRAINED: Final = "trained.bool"
@@ -77,6 +79,9 @@ class EncodedSet(Sequence[Encoded]):
     `lengths`: int32 [n], ids of each row. `trained_tokens`: int32 [n], how many of them are
     targets. `lines`: int64 [n], where each stood in its file. `keys`: uint64 [n], equal for rows
     with the same prompt.
+
+    Raises:
+        OSError, ValueError, EOFError: the folder does not hold what was written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -88,8 +93,9 @@ class EncodedSet(Sequence[Encoded]):
         self.lines = index["line"].copy()
         self.keys = index["key"].copy()
         self.lengths = np.diff(self._ends, prepend=0).astype(np.int32)
-        self._ids = _mapped(folder / _IDS, np.dtype("<i4"))
-        self._trained = _mapped(folder / _TRAINED, np.dtype(np.bool_))
+        tokens = int(self._ends[-1]) if len(self._ends) else 0
+        self._ids = _mapped(folder / _IDS, np.dtype("<i4"), tokens)
+        self._trained = _mapped(folder / _TRAINED, np.dtype(np.bool_), tokens)
         self._examples = Lines(folder / _EXAMPLES)
 
     def __reduce__(self) -> tuple[type[EncodedSet], tuple[Path]]:
@@ -111,12 +117,20 @@ class EncodedSet(Sequence[Encoded]):
         start = stop - self.lengths[place]
         return Encoded(self._ids[start:stop], self._trained[start:stop], int(self._prompts[place]))
 
+    def digest(self) -> str:
+        """sha256 of every row's ids and labels: equal where training sees the same."""
+        total = hashlib.sha256()
+        for name in (_IDS, _TRAINED, _INDEX):
+            total.update(sha256_of(self.folder / name).encode())
+        return total.hexdigest()
+
     def example(self, index: int) -> Example:
         """The row as the user gave it."""
         return load_example(self._examples[range(len(self))[index]])
 
 
-def _mapped(path: Path, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    if path.stat().st_size == 0:
-        return np.empty(0, dtype)
-    return np.memmap(path, dtype, mode="r")
+def _mapped(path: Path, dtype: np.dtype[Any], count: int) -> np.ndarray[Any, Any]:
+    size = path.stat().st_size
+    if size != count * dtype.itemsize:
+        raise ValueError(f"{path}: {size:,} bytes, not {count:,} items of {dtype.itemsize}")
+    return np.memmap(path, dtype, mode="r") if count else np.empty(0, dtype)
