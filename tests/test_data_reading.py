@@ -89,7 +89,8 @@ def test_the_format_is_named_aloud(tmp_path: Path) -> None:
     path = written(tmp_path, json.dumps({"question": "Q?", "answer": "A.", "input": "C"}))
     with read_table(str(path), DataSettings()) as table:
         assert str(table.format) == (
-            "instruction (instruction from 'question', response from 'answer', context from 'input')"
+            "instruction (instruction from 'question', response from 'answer', "
+            "context from 'input')"
         )
 
 
@@ -295,7 +296,8 @@ def test_json_arrays_name_the_line(tmp_path: Path) -> None:
     """In a pretty-printed array a fault has its line in the file; rows before it are read."""
     path = written(
         tmp_path,
-        '[\n  {"instruction": "Q",\n   "response": "A"},\n  {"instruction": "Q",\n   "response" "A"}\n]',
+        '[\n  {"instruction": "Q",\n   "response": "A"},\n'
+        '  {"instruction": "Q",\n   "response" "A"}\n]',
         "data.json",
     )
     (fault,) = faults_of(path).faults

@@ -63,7 +63,7 @@ def check(words: tuple[str, ...], skip_bad: bool, as_json: bool) -> None:
     """Read and encode SOURCE as a training would; say what it holds, or every fault."""
     from halfbyte.cli.show import console
     from halfbyte.cli.show_data import show_report
-    from halfbyte.data import prepare
+    from halfbyte.data.prepare import prepare
     from halfbyte.model.bases import cache_dir
 
     config = _settings(words, skip_bad)
@@ -119,7 +119,7 @@ def stats(words: tuple[str, ...], as_json: bool) -> None:
     """Count SOURCE: rows, tokens, lengths, what is trained, repeats."""
     from halfbyte.cli.show import console
     from halfbyte.cli.show_data import counts, show_counts
-    from halfbyte.data import prepare
+    from halfbyte.data.prepare import prepare
     from halfbyte.model.bases import cache_dir
 
     config = _settings(words)

@@ -2,7 +2,7 @@
 
 from halfbyte.data.encoded import EncodedSet
 from halfbyte.data.example_json import dump_example, load_example
-from halfbyte.data.prepare import Prepared, PreparedRows, prepare, prepare_rows
+from halfbyte.data.prepare import Prepared, PreparedRows
 from halfbyte.data.records import Batch, Encoded, Example, Message, Segment
 from halfbyte.data.report import Report
 from halfbyte.data.templates import Template
@@ -20,6 +20,4 @@ __all__ = [
     "Template",
     "dump_example",
     "load_example",
-    "prepare",
-    "prepare_rows",
 ]

@@ -74,13 +74,10 @@ class _Texts:
 
     def bands(self) -> Bands:
         """The bands of all rows: uint32 [n, 12]."""
-        found = [
-            bands(
-                [self.words(i)[0] for i in range(start, min(start + _BATCH, self._total))],
-                self._common,
-            )
-            for start in range(0, self._total, _BATCH)
-        ]
+        found = []
+        for start in range(0, self._total, _BATCH):
+            batch = range(start, min(start + _BATCH, self._total))
+            found.append(bands([self.words(i) for i in batch], self._common))
         return np.concatenate(found) if found else np.zeros((0, BANDS), np.uint32)
 
     def confirmed(self, pairs: Pairs) -> list[tuple[int, int, float]]:

@@ -134,7 +134,7 @@ def _cached(folder: Path, fill: Callable[[Path, Path], None], opened: Callable[[
             if folder.is_dir():
                 try:
                     return opened(folder)
-                except (OSError, ValueError):
+                except (OSError, ValueError, EOFError):
                     remove_folder(folder)
             with atomic_folder(folder) as temp:
                 fill(temp, folder)

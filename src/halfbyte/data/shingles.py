@@ -15,10 +15,12 @@ from typing import Any, Final
 import numpy as np
 
 U64 = np.ndarray[Any, np.dtype[np.uint64]]
+Owners = np.ndarray[Any, np.dtype[np.int64]]
 Bands = np.ndarray[Any, np.dtype[np.uint32]]
 
 WIDTH: Final = 8  # bytes of a shingle: a word and a half of English
-FEWEST: Final = 8  # a row with fewer shingles of its own is too short to be nearly another
+OWN: Final = 11  # shingles of its own from which a row is compared by these alone, and
+FEWEST: Final = 32  # shingles in all that any other row must have to be compared
 BANDS: Final = 12
 _PER_BAND: Final = 5
 _BINS: Final = BANDS * _PER_BAND
@@ -43,7 +45,7 @@ class _Spaced(dict[int, str]):
 _SPACED: Final = _Spaced()
 
 
-def shingles(texts: Sequence[str]) -> tuple[U64, np.ndarray[Any, np.dtype[np.int64]]]:
+def shingles(texts: Sequence[str]) -> tuple[U64, Owners]:
     """The hashed shingles of texts and, for each, which text it is of; with repetitions."""
     pieces = [text.encode().ljust(WIDTH) for text in texts]
     counts = np.array([len(piece) - WIDTH + 1 for piece in pieces])
@@ -67,7 +69,8 @@ def _mixed(values: U64) -> U64:
 class Boilerplate:
     """Shingles that many rows have in common: a fixed instruction, a list of choices.
 
-    They say nothing about whether two rows are copies, so they do not count.
+    They say nothing about whether two rows are copies, so they do not count, unless a row consists
+    of them: many rows that differ in a letter or two have nothing of their own.
     """
 
     def __init__(self, sample: Sequence[str]) -> None:
@@ -79,24 +82,24 @@ class Boilerplate:
         seen = np.bincount(once, minlength=1 << _TABLE_BITS)
         self._common = seen > max(10, len(sample) // 50)
 
-    def __contains__(self, shingle: int) -> bool:
-        return bool(self._common[shingle >> (64 - _TABLE_BITS)])
-
-    def mask(self, found: U64) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """True for each shingle that many rows have."""
-        return self._common[(found >> np.uint64(64 - _TABLE_BITS)).astype(np.int64)]
+    def counted(self, found: U64, owner: Owners, texts: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which shingles count, of texts as `shingles` gives them; none of a text too short."""
+        own = ~self._common[(found >> np.uint64(64 - _TABLE_BITS)).astype(np.int64)]
+        whole = np.bincount(owner[own], minlength=texts) < OWN
+        short = np.bincount(owner, minlength=texts) < FEWEST
+        return (own | whole[owner]) & ~(whole & short)[owner]
 
 
 def bands(texts: Sequence[str], common: Boilerplate) -> Bands:
     """The bands of texts: uint32 [n, 12]; a row too short for comparing has zeros."""
     found, owner = shingles(texts)
-    keep = ~common.mask(found)
+    keep = common.counted(found, owner, len(texts))
     found, owner = found[keep], owner[keep]
     minima = np.full(len(texts) * _BINS, _EMPTY)
     place = ((found >> np.uint64(32)) * np.uint64(_BINS)) >> np.uint64(32)
     np.minimum.at(minima, owner * _BINS + place.astype(np.int64), found.astype(np.uint32))
     table: Bands = minima.reshape(-1, _BINS)
-    short = np.bincount(owner, minlength=len(texts)) < FEWEST
+    short = np.bincount(owner, minlength=len(texts)) == 0
     _fill(table, ~short)
     folded = np.zeros((len(texts), BANDS), np.uint64)
     for part in range(_PER_BAND):
@@ -124,7 +127,7 @@ def jaccard(one: str, other: str, common: Boilerplate | None = None) -> float:
     """Common shingles over all shingles of two texts; without those of `common`."""
     found, owner = shingles([one, other])
     if common is not None:
-        keep = ~common.mask(found)
+        keep = common.counted(found, owner, 2)
         found, owner = found[keep], owner[keep]
     first, second = set(found[owner == 0].tolist()), set(found[owner == 1].tolist())
     either = len(first | second)

@@ -20,7 +20,7 @@ def prompt_key(example: Example) -> int:
     """
     if example.text is not None:
         return _key(example.text)
-    turns = [f"{turn.role}:{turn.content}" for turn in example.prompt if turn.role != "system"]
+    turns = [f"{turn.role}\n{turn.content}" for turn in example.prompt if turn.role != "system"]
     return _key("\n".join([*turns, example.context or ""]))
 
 
