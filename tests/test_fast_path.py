@@ -14,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from halfbyte.data.records import Batch, Segment
-from halfbyte.model.fast import dropout, fused, layout, linear, status, weights
+from halfbyte.model.fast import checkpoint, dropout, fused, layout, linear, status, weights
 from halfbyte.model.fast.attention import segment_attention
 from halfbyte.model.fast.linear import Fast, custom_modules, lora_linear
 from halfbyte.model.loss import TokenLoss
@@ -332,3 +332,31 @@ def test_the_allocator_is_set_up_before_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] in ("on", "off:")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_checkpointed_layers_give_the_same_gradients(count: int) -> None:
+    """Some or all layers computed again, dropout included: the same bytes, with less kept."""
+    results, sizes = [], []
+    for layers in (0, count):
+        torch.manual_seed(0)
+        config = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules="all-linear")
+        config.lora_dropout = 0.2
+        config._register_custom_module(custom_modules())
+        model = get_peft_model(tiny_model("llama"), config).train()
+        loss = TokenLoss(model)
+        assert checkpoint.set_layers(model, layers) == layers
+        batch = tree_batch()
+        some = torch.tensor([3, 9, 14])
+        batch = Batch(
+            batch.input_ids, batch.position_ids, batch.segments, some, some, torch.ones(3), (), 0
+        )
+        torch.manual_seed(1)
+        loss(batch).backward()
+        results.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        embeddings = torch.randn(1, 64, 64, requires_grad=True)
+        sizes.append(kept_bytes(model.get_base_model(), embeddings))
+    assert results[0].keys() == results[1].keys()
+    for name, gradient in results[0].items():
+        assert torch.equal(gradient, results[1][name]), name
+    assert sizes[1] < sizes[0]
