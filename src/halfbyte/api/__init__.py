@@ -11,13 +11,15 @@ from halfbyte.api.evaluating import (
 )
 from halfbyte.api.generating import answer, sampling, with_template
 from halfbyte.api.opening import Opened, find_run, open_any, open_base, open_run, run_config
-from halfbyte.api.shipping import export, merge
+from halfbyte.api.shipping import Exporting, Merging, export, merge
 from halfbyte.api.training import Summary, Training, prepare_resume, prepare_training
 
 __all__ = [
     "Asked",
     "Chat",
     "Compared",
+    "Exporting",
+    "Merging",
     "Opened",
     "Summary",
     "Training",

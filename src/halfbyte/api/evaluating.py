@@ -13,8 +13,9 @@ from typing import Any, Final
 from halfbyte.api.generating import sampling, with_template
 from halfbyte.api.opening import Opened, find_run, open_base, open_run, run_config
 from halfbyte.config import Config
-from halfbyte.data import Encoded, Example, prepare
+from halfbyte.data import Encoded, Example
 from halfbyte.data.fit import fit
+from halfbyte.data.prepare import prepare_rows
 from halfbyte.errors import InputError, MissingError
 from halfbyte.evaluate.compare import Comparison, compare
 from halfbyte.evaluate.gate import Finding, check, enforce, parse_requirement
@@ -200,10 +201,10 @@ def _rows(opened: Opened, asked: Asked) -> tuple[list[Example], list[Encoded]]:
     assert opened.run is not None
     given = opened.config.data
     path = asked.data or str(opened.run.held_out)
-    changes: dict[str, Any] = {"train": path, "valid": path, "leakage": "report", "limit": None}
+    changes: dict[str, Any] = {"limit": None}
     if asked.data is None:  # the run's own file is in our own format
         changes |= {"format": "auto", "columns": {}}
-    found = prepare(given.model_copy(update=changes), opened.tokenizer, cache_dir()).valid
+    found = prepare_rows(path, given.model_copy(update=changes), opened.tokenizer, cache_dir()).rows
     indices = range(len(found))
     return [found.example(i) for i in indices], [found[i] for i in indices]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
@@ -16,6 +17,7 @@ from halfbyte.data import Encoded, load_example
 from halfbyte.data.fit import fit
 from halfbyte.errors import InputError
 from halfbyte.infer import Engine, Request, Sampling
+from halfbyte.model.catalogue import find
 from halfbyte.model.load import Form
 from halfbyte.run import RunFolder
 from halfbyte.ship.chats import chats
@@ -42,88 +44,94 @@ from halfbyte.ship.report import MergeReport
 _ANSWER: Final = 64  # tokens of a greedy answer that is compared
 
 
-def merge(  # noqa: PLR0913 - the command's flags, all by name
-    run: str | Path,
-    runs: str | Path = "runs",
-    *,
-    out: Path | None = None,
-    into: str = "auto",
-    dtype: str | None = None,
-    adapters: Mapping[str, float] | None = None,
-    weight: float = 1.0,
-    rows: int = 50,
-    force: bool = False,
-) -> MergeReport:
-    """Merge a run's adapter (and others', with weights) into its base, and measure the result.
+@dataclass(frozen=True, slots=True)
+class Merging:
+    """How to merge.
 
-    `into`: `original`, `dequantized` or `auto` (both are measured, the nearer one is kept).
-    `dtype`: what sums are stored in (None: as the base's files). `rows`: held-out rows measured.
+    `out`: the folder (None: the run's own). `into`: `original`, `dequantized` or `auto` (both are
+    measured, the nearer one is kept). `dtype`: what sums are stored in (None: as the base's
+    files). `adapters`: other runs whose adapters are added, with weights; `weight`: that of the
+    run's own. `rows`: held-out rows measured. `force`: keep the nearest merge even if none is
+    faithful.
+    """
+
+    out: Path | None = None
+    into: str = "auto"
+    dtype: str | None = None
+    adapters: Mapping[str, float] = field(default_factory=dict)
+    weight: float = 1.0
+    rows: int = 50
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Exporting:
+    """What to export.
+
+    `to`: `peft`, `safetensors`, `gguf`, `ollama` or `vllm`. `out`: the folder (None: the run's
+    own). `kind`: how a GGUF's matrices are held. `adapter_only`: a GGUF of the adapter alone.
+    `answers`: compare greedy answers, not only token ids.
+    """
+
+    to: str
+    out: Path | None = None
+    kind: str = "q8_0"
+    adapter_only: bool = False
+    answers: bool = True
+
+
+def merge(run: str | Path, how: Merging | None = None, runs: str | Path = "runs") -> MergeReport:
+    """Merge a run's adapter (and others', with weights) into its base, and measure the result.
 
     Raises:
         InputError: a fully trained run, or forms the training did not have.
         MergeRefusedError: no merge does what base + adapter does; the report is in it.
     """
+    how = how or Merging()
     opened = open_run(run, runs)
     folder = _with_adapter(opened)
-    if adapters:
-        raise_unless_same_base(opened, adapters, runs)
-    parts = {folder.adapter: weight}
-    parts |= {find_run(name, runs).adapter: share for name, share in (adapters or {}).items()}
+    _require_same_base(opened, how.adapters, runs)
+    parts = {folder.adapter: how.weight}
+    parts |= {find_run(name, runs).adapter: share for name, share in how.adapters.items()}
     plan = MergePlan(
         opened.base.folder,
         parts,
         _quantized(opened.form),
-        None if dtype is None else getattr(torch, dtype),
-        FORMS if into == "auto" else (cast("MergeForm", into),),
+        None if how.dtype is None else getattr(torch, how.dtype),
+        FORMS if how.into == "auto" else (cast("MergeForm", how.into),),
     )
-    held_out = _held_out(opened, rows)
+    held_out = _held_out(opened, how.rows)
     reply = partial(_answer, opened)
     summed = _summed(opened, parts)
     proof = Proof(
         lambda: score(summed, held_out, reply),
         lambda merged: _score_folder(merged, held_out, reply),
-        force=force,
+        force=how.force,
     )
-    return merge_adapters(plan, out or folder.merged, _companions(opened), proof)
+    return merge_adapters(plan, how.out or folder.merged, _companions(opened), proof)
 
 
-def export(  # noqa: PLR0913 - the command's flags, all by name
-    run: str | Path,
-    runs: str | Path = "runs",
-    *,
-    to: str,
-    out: Path | None = None,
-    kind: str = "q8_0",
-    adapter_only: bool = False,
-    answers: bool = True,
-) -> ExportReport:
-    """Export a run as `peft`, `safetensors`, `gguf`, `ollama` or `vllm`, and open it again.
-
-    `kind`: how a GGUF's matrices are held. `adapter_only`: a GGUF of the adapter alone. Token ids
-    of twenty chats and, with `answers`, greedy answers are compared with the run's own.
+def export(run: str | Path, how: Exporting, runs: str | Path = "runs") -> ExportReport:
+    """Export a run and open it again: token ids of twenty chats, and greedy answers, are compared
+    with the run's own.
 
     Raises:
         InputError: a target this run cannot be exported to.
-        MissingError: the target needs a merge first.
+        MergeRefusedError: the target needs a merge, and none is faithful.
     """
     opened = open_run(run, runs)
     assert opened.run is not None
-    target = out or opened.run.export / (f"{to}-adapter" if adapter_only else to)
-    exported = _exported(opened, to, target, kind, adapter_only=adapter_only)
-    template = opened.template
-    asked = chats(template.encode_prompt)
+    target = how.out or opened.run.export / (f"{how.to}-adapter" if how.adapter_only else how.to)
+    exported = _exported(opened, how, target)
+    asked = chats(opened.template.encode_prompt)
     replies = None
-    if answers and exported.open_model is not None:
+    if how.answers and exported.open_model is not None:
         replies = _answer(opened, cast("PreTrainedModel", opened.model), [c.ids for c in asked])
     return check(exported, Trial(asked, replies, partial(_answer, opened)))
 
 
-def raise_unless_same_base(opened: Opened, names: Mapping[str, float], runs: str | Path) -> None:
-    """Adapters can only be added up on the base they were all trained on.
-
-    Raises:
-        InputError: a run has another base.
-    """
+def _require_same_base(opened: Opened, names: Mapping[str, float], runs: str | Path) -> None:
+    """Adapters can only be added up on the base they were all trained on."""
     for name in names:
         other = run_config(find_run(name, runs)).model
         if other != opened.config.model:
@@ -133,23 +141,29 @@ def raise_unless_same_base(opened: Opened, names: Mapping[str, float], runs: str
             )
 
 
-def _exported(opened: Opened, to: str, out: Path, kind: str, *, adapter_only: bool) -> Exported:
+def _exported(opened: Opened, how: Exporting, out: Path) -> Exported:
     assert opened.run is not None
     run = opened.run
     shipment = Shipment(_companions(opened), Label(run.name, opened.base.name))
-    if to == "peft":
+    if how.to == "peft":
         return export_peft(_with_adapter(opened).adapter, out, shipment, partial(_bare, opened))
-    if to == "vllm":
+    if how.to == "vllm":
         adapters = {run.name: _with_adapter(opened).adapter}
         quantized = opened.form.quantization is not None
-        return export_vllm(adapters, opened.base.name, out, shipment, quantized)
-    if adapter_only:
+        return export_vllm(adapters, _loadable(opened), out, shipment, quantized)
+    if how.adapter_only:
         return export_lora_gguf(_with_adapter(opened).adapter, out, shipment)
     merged = _merged(opened)
-    if to == "safetensors":
+    if how.to == "safetensors":
         return export_safetensors(merged, out, shipment)
-    make = export_ollama if to == "ollama" else export_gguf
-    return make(stored(merged), out, shipment, kind)
+    make = export_ollama if how.to == "ollama" else export_gguf
+    return make(stored(merged), out, shipment, how.kind)
+
+
+def _loadable(opened: Opened) -> str:
+    """What other engines load the base by: its hub id, else its folder."""
+    entry = find(opened.base.name)
+    return entry.hub if entry is not None else str(opened.base.name)
 
 
 def _merged(opened: Opened) -> Path:

@@ -55,8 +55,7 @@ def merge(
     """
     from halfbyte import api
 
-    report = api.merge(
-        run,
+    how = api.Merging(
         out=out,
         into=into,
         dtype=None if dtype == "base" else dtype,
@@ -65,6 +64,7 @@ def merge(
         rows=rows,
         force=force,
     )
+    report = api.merge(run, how)
     _print(report.lines())
     click.echo(f"kept: the merge into the {report.kept} weights")
 
@@ -91,9 +91,8 @@ def export(
 
     if adapter_only and target != "gguf":
         raise InputError(f"--adapter-only: for --to gguf; --to {target} needs the whole model")
-    report = api.export(
-        run, to=target, out=out, kind=kind, adapter_only=adapter_only, answers=answers
-    )
+    how = api.Exporting(target, out, kind, adapter_only=adapter_only, answers=answers)
+    report = api.export(run, how)
     _print(report.lines())
 
 
