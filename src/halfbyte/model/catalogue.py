@@ -28,15 +28,14 @@ class Entry:
     gated: bool = False
     package: str = ""
 
-    @property
-    def bytes_16bit(self) -> int:
-        """Its weights in bf16 or fp16."""
-        return 2 * self.parameters
+    def weight_bytes(self, itemsize: int = 2) -> int:
+        """Its weights unquantized, in a type of so many bytes (2: bf16 and fp16)."""
+        return itemsize * self.parameters
 
-    @property
-    def bytes_4bit(self) -> int:
-        """Its weights in NF4 with double quantization, the rest in 16 bits."""
-        return round(self.linear * BITS_NF4_DOUBLE / 8) + 2 * (self.parameters - self.linear)
+    def quantized_bytes(self, itemsize: int = 2) -> int:
+        """Its linear layers in NF4 with double quantization, the rest in such a type."""
+        rest = itemsize * (self.parameters - self.linear)
+        return round(self.linear * BITS_NF4_DOUBLE / 8) + rest
 
 
 # Counted from the sizes in each model's own config.json.
