@@ -267,7 +267,7 @@ def row(length: int, prompt: int, bos: bool = False) -> Encoded:
     bos=st.booleans(),
 )
 def test_cutting_never_touches_the_answer(length: int, prompt: int, limit: int, bos: bool) -> None:
-    """What is kept fits, ends as it ended, keeps BOS and every trained token; else it is dropped."""
+    """What is kept fits, ends as it ended, keeps BOS and every trained token; else nothing is."""
     whole = row(length, min(prompt, length - 1), bos)
     kept = fit(whole, limit, "cut_prompt", 1)
     if kept is None:
