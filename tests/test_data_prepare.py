@@ -22,7 +22,7 @@ from halfbyte.data.lines import Lines, LineWriter
 from halfbyte.data.prepare import prepare, prepare_rows
 from halfbyte.data.report import Report
 from halfbyte.errors import DataError
-from tiny import TURN_END, tiny_tokenizer
+from tests.tiny import TURN_END, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 Row = dict[str, Any]

@@ -17,7 +17,7 @@ from halfbyte.data.records import Example, Message
 from halfbyte.data.template_sources import BUILT_IN
 from halfbyte.data.templates import Template
 from halfbyte.errors import DataError, IntegrityError
-from tiny import END_OF_TEXT, TURN_END, TURN_START, tiny_tokenizer
+from tests.tiny import END_OF_TEXT, TURN_END, TURN_START, tiny_tokenizer
 
 NAMES = ("tokenizer", *BUILT_IN)
 TOKENIZER = tiny_tokenizer()
