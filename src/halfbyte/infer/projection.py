@@ -28,16 +28,53 @@ class Factor:
     scale: torch.Tensor | None = None
 
 
-class Projection:
-    """The layers `modules`: their common product, and the factors adapters add to it."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """An adapter's weights as they were when it was read: one factor a projection, or None."""
 
-    def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype, copy: bool) -> None:
+    name: str
+    factors: tuple[Factor | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows start:stop of a packed input that one adapter answers."""
+
+    start: int
+    stop: int
+    adapter: Adapter
+
+
+class Projection:
+    """The layers `modules` as one product x [n, in] → [n, out of all of them].
+
+    `copy`: see `product_for`.
+    """
+
+    def __init__(
+        self, index: int, modules: Sequence[nn.Module], dtype: torch.dtype, copy: bool
+    ) -> None:
+        self._index = index
         self._dtype = dtype
         self._modules = list(modules)
         layers = [_base_layer(module) for module in modules]
         self._sizes = [int(layer.out_features) for layer in layers]
-        self._biased = any(layer.bias is not None for layer in layers)
-        self.product = product_for(layers, dtype, copy)
+        self._product, self._bias = product_for(layers, dtype, copy)
+
+    @property
+    def kind(self) -> str:
+        """The form its weight is held in."""
+        return type(self._product).__name__
+
+    def __call__(
+        self, x: torch.Tensor, groups: Sequence[Group], residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The product, with each group's adapter, added into `residual` in place where given."""
+        factors = [(g, f) for g in groups if (f := g.adapter.factors[self._index]) is not None]
+        if residual is not None and all(f.scale is None for _, f in factors):
+            return self._adapted(self._product.add_to(residual, x), x, factors)
+        out = self._adapted(self._product(x), x, factors)
+        return out if residual is None else residual.add_(out)
 
     def factor(self, name: str) -> Factor | None:
         """This adapter's part, read from PEFT's layers; None if it has none here."""
@@ -60,6 +97,17 @@ class Projection:
             column += size
         scaled = any(f.scale is not None for f in found if f)
         return Factor(down, up, scale if scaled else None)
+
+    def _adapted(
+        self, out: torch.Tensor, x: torch.Tensor, factors: Sequence[tuple[Group, Factor]]
+    ) -> torch.Tensor:
+        for group, factor in factors:
+            part = out[group.start : group.stop]
+            part.addmm_(x[group.start : group.stop] @ factor.down, factor.up)
+            if factor.scale is not None:
+                bias = 0 if self._bias is None else self._bias
+                part.sub_(bias).mul_(factor.scale).add_(bias)
+        return out
 
 
 def dense_bytes(modules: Sequence[nn.Module], dtype: torch.dtype) -> int:

@@ -64,10 +64,10 @@ class Recipe:
 
     def apply(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """Quantize a weight [out, in] on its device: suffix → tensor."""
-        weight = weight.contiguous()
+        weight = weight.to(self.dtype).contiguous()
         if self.quantization == "int8":
             # LLM.int8's layer quantizes from float16, row by row
-            rows, scales, _ = bnb.int8_vectorwise_quant(weight.to(self.dtype).to(torch.float16))
+            rows, scales, _ = bnb.int8_vectorwise_quant(weight.to(torch.float16))
             return {
                 "weight": rows,
                 "SCB": scales,
@@ -81,14 +81,9 @@ class Recipe:
         quick = self.quantization == "nf4" and weight.device.type == "cpu"
         if not quick or weight.numel() % BLOCK:
             return bnb.quantize_4bit(
-                weight.to(self.dtype),
-                compress_statistics=self.double_quant,
-                quant_type=self.quantization,
+                weight, compress_statistics=self.double_quant, quant_type=self.quantization
             )
-        # widening is exact, and done chunk by chunk: a copy would double what is in memory
-        packed, scales = quantize_nf4(
-            weight if self.dtype == torch.float32 else weight.to(self.dtype)
-        )
+        packed, scales = quantize_nf4(weight)
         shared: dict[str, Any] = {"absmax": scales}
         if self.double_quant:
             offset = scales.mean()
@@ -97,7 +92,7 @@ class Recipe:
         code = bnb.get_4bit_type("nf4", device="cpu")
         state = bnb.QuantState(
             shape=weight.shape,
-            dtype=self.dtype,
+            dtype=weight.dtype,
             blocksize=BLOCK,
             code=code,
             quant_type="nf4",
