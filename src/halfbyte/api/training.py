@@ -26,6 +26,8 @@ from halfbyte.data.prepare import Prepared, prepare
 from halfbyte.model import bases
 from halfbyte.model.adapters import attach, enable_checkpointing
 from halfbyte.model.bases import Base
+from halfbyte.model.fast import alloc
+from halfbyte.model.fast.parts import causal_model, packing_fault
 from halfbyte.model.load import Form, form_of, load_base
 from halfbyte.model.loss import TokenLoss
 from halfbyte.model.memory import ModelSummary, least, summarize
@@ -260,13 +262,18 @@ class _Parts:
         """Load the model and put the parts together."""
         config, train = self.config, self.config.train
         model: Any = load_base(self.base, self.form)
+        alloc.trim()
         if config.method != "full":
             model = attach(model, config.lora, train.seed)
         else:
             model.requires_grad_(True)
         if train.checkpointing == "on":
             enable_checkpointing(model)
-        limits = _limits(config, self.data.train)
+        mixes = packing_fault(causal_model(model)) if train.pack else None
+        limits = _limits(config, self.data.train, pack=train.pack and mixes is None)
+        notes = [f"rows are padded, not packed: {mixes}"] if mixes else []
+        if self.form.compute.replaced:
+            notes.append(self.form.compute.reason)
         settings = OptimizerSettings(
             config.learning_rate,
             train.optimizer,
@@ -287,6 +294,7 @@ class _Parts:
             update.steps,
             per_epoch,
             limits,
+            tuple(notes),
         )
         return Training(run, summary, state, source, update, self.tokenizer)
 
@@ -302,15 +310,14 @@ def _source(rows: EncodedSet, config: Config) -> Source:
     return Source(order, lambda some, limits: plan_step([(i, rows[i]) for i in some], limits))
 
 
-def _limits(config: Config, rows: EncodedSet) -> MicroLimits:
+def _limits(config: Config, rows: EncodedSet, *, pack: bool) -> MicroLimits:
     train = config.train
     longest = int(rows.lengths.max()) if len(rows) else 1
     count = train.micro_batch if isinstance(train.micro_batch, int) else train.batch_size
     budget = train.micro_tokens
-    # 2,048 tokens at once keep the matrix products at full speed on a CPU (measured) and the
-    # activations of a small model under two gigabytes
-    tokens = budget if isinstance(budget, int) else max(2048, longest)
-    return MicroLimits(count, tokens, train.pack, train.pack and train.share_prefixes)
+    # a QLoRA step of a 135M base keeps 0.7 MB a token: 1,024 tokens at once suit a small machine
+    tokens = budget if isinstance(budget, int) else max(1024, longest)
+    return MicroLimits(count, tokens, pack, pack and train.share_prefixes)
 
 
 def _new_run(parts: _Parts) -> RunFolder:

@@ -22,7 +22,7 @@ __all__ = ["Forest", "Row"]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 # A node of its own costs a few dozen small operations a layer; below this many tokens computing
-# them twice is as cheap (measured on SmolLM2-135M, the smallest base: DECISIONS.md).
+# them twice costs as little. Chosen by that reasoning, not tuned.
 LEAST_SHARED = 4
 
 

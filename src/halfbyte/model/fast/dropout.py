@@ -1,6 +1,6 @@
 """Dropout that reads its mask from a table instead of drawing it element by element.
 
-Drawing a number per element took 23 % of a training step, and a random byte per element still 15 %
+Drawing a number per element took 23 % of a training step, a random byte each still some 15 %
 (DECISIONS.md). So the decisions are drawn once, into a fixed table of a few million, and every call
 reads a window of it at a random offset: one multiplication per element, nothing to keep but the
 offset. Each element is dropped with the wanted probability, and rows, layers and steps see

@@ -15,7 +15,7 @@ import torch
 __all__ = ["Head", "nll_sum", "nll_values"]
 
 # One chunk of float32 logits. Larger ones fall out of the cache between passes, smaller ones make
-# the matrix products thin (measured: DECISIONS.md).
+# the matrix products thin. Chosen by that reasoning, not tuned.
 CHUNK_BYTES = 32 << 20
 
 
