@@ -20,6 +20,7 @@ from halfbyte.model.assemble import (
     stored_quantization,
 )
 from halfbyte.model.bases import Base, load_model_config
+from halfbyte.model.fast import alloc
 from halfbyte.model.kept import find_kept
 from halfbyte.model.stream import Faults, stored_tensors
 
@@ -45,6 +46,7 @@ def load_base(base: Base, form: Form) -> PreTrainedModel:
     model: PreTrainedModel
     model, info = loaded
     _require_all(source, model, info)
+    alloc.trim()
     return _finished(model, base, form)
 
 
