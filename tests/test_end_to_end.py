@@ -245,13 +245,18 @@ def test_two_processes_take_the_steps_of_one(base: Path, rows: Path, tmp_path: P
         "train.learning_rate=5e-3",
         f"runs={tmp_path}",
     ]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    # with --cpu the launcher starts one process and says nothing: several need this
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    command += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", "--main_process_port", "0"]
     command += ["-m", "halfbyte", "train", *settings, "name=two", "--quiet"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert run("train", *settings, "name=one", "--quiet").exit_code == 0
+
+    started = next(iter(read_metrics(RunFolder(tmp_path / "two").metrics)))
+    assert started["processes"] == 2
 
     def losses(name: str) -> list[float]:
         records = read_metrics(RunFolder(tmp_path / name).metrics)
