@@ -6,7 +6,7 @@ Here a step is one packed pass over all rows, prompts and answers together, with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,17 +17,11 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from halfbyte.infer.attention import Layout, attend, plan
+from halfbyte.infer.attention import Layout, plan
 from halfbyte.infer.backend import Span, inner_model
 from halfbyte.infer.cache import KVCache
-from halfbyte.infer.projection import (
-    Adapter,
-    Group,
-    Projection,
-    check_known,
-    dense_bytes,
-    fault,
-)
+from halfbyte.infer.layer import PROJECTIONS, Layer, Lora, Norms, Shape, adapted, rms_norm
+from halfbyte.infer.projection import Factor, Projection, check_known, dense_bytes, fault
 from halfbyte.model.compute import has_cpu_bf16
 
 # what these models compute is written out below; anything else takes transformers' own pass
@@ -39,41 +33,17 @@ _KNOWN: Final = {
     "GemmaForCausalLM",
 }
 _FIXED_ROPE: Final = {"default", "linear", "llama3", "yarn"}  # angles that no length changes
-_ACTIVATIONS: Final[dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
-}
+_ACTIVATIONS: Final = {"silu", "gelu", "gelu_pytorch_tanh"}
 _COPY_SHARE: Final = 0.4  # of free memory that dense copies of the weights may take
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Norm:
-    """Root mean square norm over the last dimension."""
+class Adapter:
+    """An adapter's weights as they were when it was read: four factors a layer, and the head's."""
 
-    weight: torch.Tensor
-    eps: float
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dtype != torch.float32:  # squares are summed in float32
-            return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        # half the time of rms_norm on a CPU, which is seven operators there
-        square = (x * x).sum(-1, keepdim=True)
-        return (x * square.mul_(1 / x.shape[-1]).add_(self.eps).rsqrt_()).mul_(self.weight)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Layer:
-    """One decoder layer's weights."""
-
-    before: _Norm
-    qkv: Projection
-    q_norm: _Norm | None
-    k_norm: _Norm | None
-    out: Projection
-    between: _Norm
-    gate_up: Projection
-    down: Projection
+    name: str
+    layers: tuple[tuple[Factor, ...], ...]
+    head: Factor
 
 
 def unsupported(model: PreTrainedModel | PeftModel) -> str:
@@ -103,35 +73,40 @@ class DecoderBackend:
         self._model = model
         self._device = inner.device
         self._dtype = _compute_dtype(inner)
-        heads = int(config.num_attention_heads)
-        self._kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-        self._width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-        self._heads = heads
-        self._scale = float(body.layers[0].self_attn.scaling)
-        self._layout = Layout(self._kv_heads, _window(config), self._dtype, self._device)
-        self._activation = _ACTIVATIONS[config.hidden_act]
-        self._projections: list[Projection] = []
-        self._adapters: dict[str, Adapter] = {}
-        self._read(inner)
+        self._copy = _fits(body.layers, self._dtype)
+        self._gemma = type(inner).__name__ == "GemmaForCausalLM"
+        self._shape = _shape(config, body)
+        self._layout = Layout(self._shape.kv_heads, _window(config), self._dtype, self._device)
+        self._embedding = _embedding(inner)
+        self._projections = [
+            [Projection(modules, self._dtype, self._copy) for modules in _linear(layer)]
+            for layer in body.layers
+        ]
+        self._layers = [
+            self._layer(*pair) for pair in zip(body.layers, self._projections, strict=True)
+        ]
+        self._norm = self._weight(body.norm)
+        self._head = Projection([inner.get_output_embeddings()], self._dtype, copy=True)
+        self._logits = self._scripted(self._head.product)
         self._rope = _Rope(body.rotary_emb, self._dtype, self._device)
+        self._adapters: dict[str, Adapter] = {}
         self.cache = KVCache(self._dtype, self._device)
         self.positions = int(config.max_position_embeddings)
         self.vocabulary = int(inner.get_output_embeddings().out_features)
-        kind = str(self._dtype).removeprefix("torch.")
-        form = "dense copies" if self._copy else "the model's own layers"
-        self.description = f"compact decoder, {kind}, {form}"
+        self.description = self._describe()
 
     def token_bytes(self) -> int:
         """Bytes of cache a token takes, over all layers."""
-        return len(self._layers) * self._kv_heads * self._width * 2 * self._dtype.itemsize
+        shape = self._shape
+        return len(self._layers) * shape.kv_heads * shape.width * 2 * self._dtype.itemsize
 
     def adapter(self, name: str) -> Hashable:
         """The adapter's weights as they are now; rows that hold them are not touched by changes."""
         known = list(self._model.peft_config) if isinstance(self._model, PeftModel) else []
         check_known(name, known)
         if name not in self._adapters:
-            factors = tuple(projection.factor(name) for projection in self._projections)
-            self._adapters[name] = Adapter(name, factors)
+            layers = tuple(tuple(p.factor(name) for p in layer) for layer in self._projections)
+            self._adapters[name] = Adapter(name, layers, self._head.factor(name))
         return self._adapters[name]
 
     def forget(self, name: str) -> None:
@@ -151,97 +126,66 @@ class DecoderBackend:
             ends += range(stop - span.want, stop)
             owners += [index] * span.want
         kept = hidden if len(ends) == len(hidden) else hidden[ends]
-        logits = self._head(self._norm(kept), _groups(packed, wanted=True))
+        normed = rms_norm(kept, self._norm, self._shape.eps)
+        lora = _lora(_groups(packed, [span.want for span in packed]), None)
+        logits = adapted(self._logits(normed), normed, lora, 0)
         back = sorted(range(len(owners)), key=lambda i: (owners[i], i))
         return logits if back == list(range(len(back))) else logits[back]
 
     def _hidden(self, spans: Sequence[Span]) -> torch.Tensor:
         """The last layer's output [tokens, width of the model], not yet normalized."""
-        device = self._device
+        device, shape = self._device, self._shape
         ids = torch.tensor([token for span in spans for token in span.ids], device=device)
         positions = [place for span in spans for place in range(span.start, span.stop)]
         rotation = self._rope(torch.tensor(positions, device=device))
         places = self._places(spans)
-        groups, todo = _groups(spans), plan(spans, self._layout)
+        groups = _groups(spans, [len(span.ids) for span in spans])
+        todo = plan(spans, self._layout)
         x = functional.embedding(ids, self._embedding).to(self._dtype)
-        if self._embedding_scale is not None:
-            x = x * self._embedding_scale
+        if self._gemma:
+            # the factor is rounded to the compute type, as Gemma was trained
+            x = x * torch.tensor(x.shape[1] ** 0.5, dtype=self._dtype, device=device)
         for index, layer in enumerate(self._layers):
-            keys, values = self.cache.layer(index, self._kv_heads, (self._width, self._width))
-            q, k, v = self._rotated(layer, layer.qkv(layer.before(x), groups), rotation)
-            keys.view(-1, self._width).index_put_((places,), k)
-            values.view(-1, self._width).index_put_((places,), v)
-            found = attend(q, keys, values, todo, self._scale)
-            layer.out(found, groups, residual=x)
-            both = layer.gate_up(layer.between(x), groups)
-            half = both.shape[1] // 2
-            inner = self._activation(both[:, :half]).mul_(both[:, half:])
-            layer.down(inner, groups, residual=x)
+            keys, values = self.cache.layer(index, shape.kv_heads, (shape.width, shape.width))
+            x = layer(x, rotation, (keys, values, places), todo, _lora(groups, index))
         return x
 
     def _places(self, spans: Sequence[Span]) -> torch.Tensor:
         """Where keys and values go: int64 [tokens * heads], rows of a layer's cache laid flat."""
-        heads, capacity = self._kv_heads, self.cache.capacity
+        heads, capacity = self._shape.kv_heads, self.cache.capacity
         first = [s.slot * heads * capacity + p for s in spans for p in range(s.start, s.stop)]
         steps = torch.arange(heads, device=self._device) * capacity
         return (torch.tensor(first, device=self._device)[:, None] + steps).view(-1)
 
-    def _rotated(
-        self, layer: _Layer, qkv: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """From a fused product: queries [n, kv heads, group, width], positions applied; keys,
-        positions applied, and values [n * kv heads, width].
-        """
-        n, heads, kv_heads, width = len(qkv), self._heads, self._kv_heads, self._width
-        turned = heads + kv_heads
-        both = qkv[:, : turned * width].view(n, turned, width)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            both = torch.cat([layer.q_norm(both[:, :heads]), layer.k_norm(both[:, heads:])], dim=1)
-        # (a, b) → (a cos - b sin, b cos + a sin) on the halves of each head
-        halves = both.view(n, turned, 2, width // 2)
-        cosine, sine = rotation
-        both = torch.addcmul(halves * cosine, halves.flip(2), sine).view(n, turned, width)
-        q = both[:, :heads].reshape(n, kv_heads, heads // kv_heads, width)
-        return q, both[:, heads:].reshape(-1, width), qkv[:, turned * width :].reshape(-1, width)
-
-    def _read(self, inner: PreTrainedModel) -> None:
-        body, head = inner.model, inner.get_output_embeddings()
-        self._copy = _fits(body.layers, self._dtype)
-        gemma = type(inner).__name__ == "GemmaForCausalLM"
-        width = inner.config.hidden_size
-        self._embedding = _embedding(inner)
-        # Gemma multiplies embeddings by sqrt(width), rounded to the compute dtype
-        self._embedding_scale = (
-            torch.tensor(width**0.5, dtype=self._dtype, device=self._device) if gemma else None
+    def _layer(self, layer: Any, projections: Sequence[Projection]) -> nn.Module:
+        attention = layer.self_attn
+        empty = torch.empty(0, dtype=self._dtype, device=self._device)
+        of_heads = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        norms = Norms(
+            self._weight(layer.input_layernorm),
+            self._weight(layer.post_attention_layernorm),
+            *(empty if norm is None else self._weight(norm) for norm in of_heads),
         )
-        self._layers = [self._read_layer(layer, gemma) for layer in body.layers]
-        self._norm = self._read_norm(body.norm, gemma)
-        self._head = self._project([head])
+        return self._scripted(Layer(self._shape, norms, [p.product for p in projections]))
 
-    def _read_layer(self, layer: Any, gemma: bool) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
-        q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-        return _Layer(
-            before=self._read_norm(layer.input_layernorm, gemma),
-            qkv=self._project([attention.q_proj, attention.k_proj, attention.v_proj]),
-            q_norm=None if q_norm is None else self._read_norm(q_norm, gemma),
-            k_norm=None if k_norm is None else self._read_norm(k_norm, gemma),
-            out=self._project([attention.o_proj]),
-            between=self._read_norm(layer.post_attention_layernorm, gemma),
-            gate_up=self._project([mlp.gate_proj, mlp.up_proj]),
-            down=self._project([mlp.down_proj]),
-        )
+    def _scripted(self, module: nn.Module) -> nn.Module:
+        """TorchScript saves Python's time, which only counts where products are quick: on a CPU."""
+        if self._device.type != "cpu" or not self._copy:
+            return module
+        scripted: nn.Module = torch.jit.script(module)
+        return scripted
 
-    def _read_norm(self, norm: Any, gemma: bool) -> _Norm:
-        weight = norm.weight.detach()
-        eps = norm.eps if gemma else norm.variance_epsilon
+    def _weight(self, norm: Any) -> torch.Tensor:
+        weight: torch.Tensor = norm.weight.detach()
         # Gemma's norms store what they differ from 1 by
-        return _Norm((1 + weight.float() if gemma else weight).to(self._dtype), float(eps))
+        return (1 + weight.float() if self._gemma else weight).to(self._dtype)
 
-    def _project(self, modules: Sequence[nn.Module]) -> Projection:
-        projection = Projection(len(self._projections), modules, self._dtype, self._copy)
-        self._projections.append(projection)
-        return projection
+    def _describe(self) -> str:
+        products = [p.product for layer in self._projections for p in layer]
+        kinds = [type(product).__name__.removesuffix("Product").lower() for product in products]
+        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+        name = str(self._dtype).removeprefix("torch.")
+        return f"compact decoder in {name} (products: {counts})"
 
 
 class _Rope:
@@ -294,16 +238,57 @@ def _order(span: Span) -> tuple[int, bool, int]:
     return (0 if span.adapter is None else id(span.adapter), len(span.ids) > 1, span.slot)
 
 
-def _groups(spans: Sequence[Span], wanted: bool = False) -> list[Group]:
-    """Neighbouring rows of one adapter, counted in tokens, or in tokens whose logits are wanted."""
-    groups: list[Group] = []
+def _groups(spans: Sequence[Span], counts: Sequence[int]) -> list[tuple[int, int, Adapter]]:
+    """Neighbouring rows of one adapter: (start, stop, adapter) in a packing of so many places a
+    span.
+    """
+    groups: list[tuple[int, int, Adapter]] = []
     start = 0
-    for span in spans:
-        stop = start + (span.want if wanted else len(span.ids))
-        if isinstance(span.adapter, Adapter) and stop > start:
-            if groups and groups[-1].adapter is span.adapter:
-                groups[-1] = Group(groups[-1].start, stop, span.adapter)
+    for span, count in zip(spans, counts, strict=True):
+        stop = start + count
+        if isinstance(span.adapter, Adapter) and count:
+            if groups and groups[-1][1] == start and groups[-1][2] is span.adapter:
+                groups[-1] = (groups[-1][0], stop, span.adapter)
             else:
-                groups.append(Group(start, stop, span.adapter))
+                groups.append((start, stop, span.adapter))
         start = stop
     return groups
+
+
+def _lora(groups: Sequence[tuple[int, int, Adapter]], layer: int | None) -> Lora:
+    """The groups' factors in one layer, or in the head (None)."""
+    factors = [
+        factor
+        for _, _, adapter in groups
+        for factor in ((adapter.head,) * PROJECTIONS if layer is None else adapter.layers[layer])
+    ]
+    return Lora(
+        [start for start, _, _ in groups],
+        [stop for _, stop, _ in groups],
+        [factor.down for factor in factors],
+        [factor.up for factor in factors],
+        [factor.rescale for factor in factors],
+    )
+
+
+def _linear(layer: Any) -> tuple[list[nn.Module], ...]:
+    """A layer's linear modules, those with the same input together, in the order of `Lora`."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return (
+        [attention.q_proj, attention.k_proj, attention.v_proj],
+        [attention.o_proj],
+        [mlp.gate_proj, mlp.up_proj],
+        [mlp.down_proj],
+    )
+
+
+def _shape(config: Any, body: Any) -> Shape:
+    heads = int(config.num_attention_heads)
+    return Shape(
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        width=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        scale=float(body.layers[0].self_attn.scaling),
+        eps=float(config.rms_norm_eps),
+        activation=str(config.hidden_act),
+    )

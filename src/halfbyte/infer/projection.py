@@ -17,97 +17,68 @@ from halfbyte.model.fast.weights import dense
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Factor:
-    """One adapter's part in a projection: y += (x @ down) @ up; then, for DoRA, y *= scale.
+    """One adapter's part in a projection: y += (x @ down) @ up; then, for DoRA, y * scale + shift.
 
-    down: [in, r]; up: [r, out], LoRA's scale folded in; scale: [out] or None. Of layers side by
-    side, the ranks add up and `up` is block-diagonal.
+    down: [in, r]; up: [r, out], LoRA's scale folded in. Of layers side by side the ranks add up,
+    and `up` is block-diagonal. rescale: [2, out], DoRA's scale and what keeps the bias as it was;
+    empty for others. All three are empty where the adapter has no part.
     """
 
     down: torch.Tensor
     up: torch.Tensor
-    scale: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Adapter:
-    """An adapter's weights as they were when it was read: one factor a projection, or None."""
-
-    name: str
-    factors: tuple[Factor | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Rows start:stop of a packed input that one adapter answers."""
-
-    start: int
-    stop: int
-    adapter: Adapter
+    rescale: torch.Tensor
 
 
 class Projection:
-    """The layers `modules` as one product x [n, in] → [n, out of all of them].
+    """The layers `modules`: their common product, and the factors adapters add to it."""
 
-    `copy`: see `product_for`.
-    """
-
-    def __init__(
-        self, index: int, modules: Sequence[nn.Module], dtype: torch.dtype, copy: bool
-    ) -> None:
-        self._index = index
+    def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype, copy: bool) -> None:
         self._dtype = dtype
         self._modules = list(modules)
         layers = [_base_layer(module) for module in modules]
         self._sizes = [int(layer.out_features) for layer in layers]
-        self._product, self._bias = product_for(layers, dtype, copy)
+        self._biases = [layer.bias for layer in layers]
+        self._device = layers[0].weight.device
+        self.product = product_for(layers, dtype, copy)
 
-    @property
-    def kind(self) -> str:
-        """The form its weight is held in."""
-        return type(self._product).__name__
-
-    def __call__(
-        self, x: torch.Tensor, groups: Sequence[Group], residual: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """The product, with each group's adapter, added into `residual` in place where given."""
-        factors = [(g, f) for g in groups if (f := g.adapter.factors[self._index]) is not None]
-        if residual is not None and all(f.scale is None for _, f in factors):
-            return self._adapted(self._product.add_to(residual, x), x, factors)
-        out = self._adapted(self._product(x), x, factors)
-        return out if residual is None else residual.add_(out)
-
-    def factor(self, name: str) -> Factor | None:
-        """This adapter's part, read from PEFT's layers; None if it has none here."""
+    def factor(self, name: str) -> Factor:
+        """This adapter's part, read from PEFT's layers."""
         found = [_read(module, name, self._dtype) for module in self._modules]
-        if not any(found):
-            return None
-        rank = sum(f.down.shape[1] for f in found if f)
-        like = next(f for f in found if f)
-        down = torch.cat([f.down for f in found if f], dim=1)
-        up = like.up.new_zeros(rank, sum(self._sizes))
-        scale = up.new_ones(up.shape[1])
+        empty = torch.empty(0, dtype=self._dtype, device=self._device)
+        parts = [part for part in found if part is not None]
+        if not parts:
+            return Factor(empty, empty, empty)
+        down = torch.cat([part.down for part in parts], dim=1)
+        up = down.new_zeros(down.shape[1], sum(self._sizes))
         row = column = 0
         for part, size in zip(found, self._sizes, strict=True):
-            if part:
+            if part is not None:
                 width = part.up.shape[0]
                 up[row : row + width, column : column + size] = part.up
                 row += width
-                if part.scale is not None:
-                    scale[column : column + size] = part.scale
             column += size
-        scaled = any(f.scale is not None for f in found if f)
-        return Factor(down, up, scale if scaled else None)
+        return Factor(
+            down, up, self._rescale(found) if any(p.norms is not None for p in parts) else empty
+        )
 
-    def _adapted(
-        self, out: torch.Tensor, x: torch.Tensor, factors: Sequence[tuple[Group, Factor]]
-    ) -> torch.Tensor:
-        for group, factor in factors:
-            part = out[group.start : group.stop]
-            part.addmm_(x[group.start : group.stop] @ factor.down, factor.up)
-            if factor.scale is not None:
-                bias = 0 if self._bias is None else self._bias
-                part.sub_(bias).mul_(factor.scale).add_(bias)
-        return out
+    def _rescale(self, found: Sequence[_Part | None]) -> torch.Tensor:
+        scales, shifts = [], []
+        for part, size, bias in zip(found, self._sizes, self._biases, strict=True):
+            scale = torch.ones(size, dtype=self._dtype, device=self._device)
+            if part is not None and part.norms is not None:
+                scale = part.norms.to(self._dtype)
+            scales.append(scale)
+            shifts.append(torch.zeros_like(scale) if bias is None else (1 - scale) * bias.detach())
+        return torch.stack([torch.cat(scales), torch.cat(shifts)]).to(self._dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """One layer's share of a factor; `norms`: DoRA's magnitudes over the norms of its rows."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    norms: torch.Tensor | None
 
 
 def dense_bytes(modules: Sequence[nn.Module], dtype: torch.dtype) -> int:
@@ -138,20 +109,20 @@ def _base_layer(module: nn.Module) -> Any:
     return module.get_base_layer() if isinstance(module, LoraLayer) else module
 
 
-def _read(module: nn.Module, name: str, dtype: torch.dtype) -> Factor | None:
+def _read(module: nn.Module, name: str, dtype: torch.dtype) -> _Part | None:
     if not isinstance(module, LoraLayer) or name not in module.lora_A:
         return None
     a, b = _tensor(module.lora_A[name]), _tensor(module.lora_B[name])
     scaling = float(module.scaling[name])
-    scale = None
+    norms = None
     if name in module.lora_magnitude_vector:
         base = dense(_base_layer(module), torch.float32).detach().float()
         norm = torch.linalg.vector_norm(base + scaling * (b.float() @ a.float()), dim=1)
-        scale = (_tensor(module.lora_magnitude_vector[name]) / norm).to(dtype)
+        norms = _tensor(module.lora_magnitude_vector[name]) / norm
     # copies, so that the adapter stays what it was when the row began
     down = a.t().to(dtype, copy=True).contiguous()
     up = (b.float() * scaling).t().to(dtype, copy=True).contiguous()
-    return Factor(down, up, scale)
+    return _Part(down, up, norms)
 
 
 def _tensor(module: Any) -> torch.Tensor:
