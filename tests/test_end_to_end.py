@@ -15,6 +15,7 @@ from halfbyte import api
 from halfbyte.cli import cli, main
 from halfbyte.config import load_config
 from halfbyte.config.recipes import find, shipped
+from halfbyte.errors import ResourceError
 from halfbyte.run import RunFolder, read_metrics
 from tests.tiny import tiny_base
 
@@ -264,3 +265,15 @@ def test_two_processes_take_the_steps_of_one(base: Path, rows: Path, tmp_path: P
 
     assert len(losses("two")) > 6
     assert losses("two") == pytest.approx(losses("one"), rel=1e-5)
+
+
+def test_a_memory_limit_is_kept_or_refused(base: Path, rows: Path, tmp_path: Path) -> None:
+    """Below the least it needs a training is refused; near it, activations are recomputed."""
+    words = (f"model.base={base}", f"data.train={rows}", f"runs={tmp_path}", "method=lora")
+    with pytest.raises(ResourceError) as refused:
+        api.prepare_training(load_config(None, (*words, "train.memory_limit=0.1MB")))
+    assert refused.value.exit_code == 3
+    near = api.prepare_training(load_config(None, (*words, "train.memory_limit=2MB")))
+    far = api.prepare_training(load_config(None, (*words, "train.memory_limit=2GB")))
+    assert any("recomputed" in note for note in near.summary.notes)
+    assert not far.summary.notes

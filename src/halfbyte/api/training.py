@@ -23,6 +23,7 @@ from halfbyte.data.batches import MicroLimits, epoch_order, plan_step, prefix_gr
 from halfbyte.data.encoded import EncodedSet
 from halfbyte.data.example_json import dump_example
 from halfbyte.data.prepare import Prepared, prepare
+from halfbyte.errors import ResourceError
 from halfbyte.model import bases
 from halfbyte.model.adapters import attach, enable_checkpointing
 from halfbyte.model.bases import Base
@@ -47,6 +48,7 @@ from halfbyte.train import (
     Update,
     disk_bytes,
     fit,
+    free_memory,
     held_out_loss,
     load_weights,
     make_accelerator,
@@ -234,8 +236,29 @@ class _Parts:
         """
         lora = None if self.config.method == "full" else self.config.lora
         needed = least(bases.load_model_config(self.base), self.form, lora)
+        limit = self.config.memory_limit
+        if limit is not None and needed.total > limit:
+            raise ResourceError(
+                f"The training needs at least {needed.total / 1e9:.1f} GB of memory, more than "
+                f"train.memory_limit={self.config.train.memory_limit}",
+                "Use method=qlora, a smaller model.base or lora.rank, or raise the limit.",
+            )
         require_memory(needed.total, self.form.device)
         require_disk(Path(self.config.runs), disk_bytes(needed.trainable, self.config.train))
+
+    def _recomputes(self, model: Any, limits: MicroLimits) -> bool:
+        """Whether activations are recomputed: as set, or where they would not fit."""
+        setting = self.config.train.checkpointing
+        if setting != "auto":
+            return setting == "on"
+        shape = model.config.get_text_config()
+        # kept a token and layer: 10.3 times the width, counted on Llama's shape (DECISIONS.md)
+        floats = 10.3 * shape.hidden_size * shape.num_hidden_layers * limits.tokens
+        free = free_memory(self.form.device)  # the weights are loaded by now
+        limit = self.config.memory_limit
+        if limit is not None:
+            free = min(free, limit - summarize(model).base_bytes)
+        return floats * self.form.compute.dtype.itemsize > 0.8 * free
 
     def receipt(self) -> Receipt:
         """What the run is made from."""
@@ -267,11 +290,12 @@ class _Parts:
             model = attach(model, config.lora, train.seed)
         else:
             model.requires_grad_(True)
-        if train.checkpointing == "on":
-            enable_checkpointing(model)
         mixes = packing_fault(causal_model(model)) if train.pack else None
         limits = _limits(config, self.data.train, pack=train.pack and mixes is None)
         notes = [f"rows are padded, not packed: {mixes}"] if mixes else []
+        if self._recomputes(model, limits):
+            enable_checkpointing(model)
+            notes.append("activations are recomputed in the backward pass (train.checkpointing)")
         if self.form.compute.replaced:
             notes.append(self.form.compute.reason)
         settings = OptimizerSettings(

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+_UNITS = {"MiB": 1 << 20, "GiB": 1 << 30, "MB": 10**6, "GB": 10**9}
 Method = Literal["full", "lora", "qlora"]
 
 
@@ -236,6 +237,15 @@ class Config(Settings):
     data: DataSettings = Field(default_factory=DataSettings)
     train: TrainSettings = Field(default_factory=TrainSettings)
     eval: EvalSettings = Field(default_factory=EvalSettings)
+
+    @property
+    def memory_limit(self) -> int | None:
+        """`train.memory_limit` in bytes; None for `auto`."""
+        text = self.train.memory_limit
+        if text == "auto":
+            return None
+        unit = next(unit for unit in _UNITS if text.endswith(unit))
+        return int(float(text.removesuffix(unit)) * _UNITS[unit])
 
     @property
     def learning_rate(self) -> float:
