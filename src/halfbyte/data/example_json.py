@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from halfbyte.data.records import Example, Message
 
+_DECODER: Final = json.JSONDecoder()
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, default=str, separators=(",", ":"))
 
 
@@ -28,7 +29,7 @@ def dump_example(example: Example) -> bytes:
 
 def load_example(line: bytes) -> Example:
     """The inverse of `dump_example`."""
-    row = json.loads(line)
+    row = _DECODER.decode(line.decode())
     return Example(
         messages=tuple(
             Message(message["role"], message["content"], message.get("weight", 1))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from halfbyte.data.records import Example
 from halfbyte.data.shingles import BANDS, Bands, Boilerplate, bands, jaccard, words_of
 
 if TYPE_CHECKING:
@@ -60,17 +59,20 @@ class _Texts:
         self._common = Boilerplate([self.words(i) for i in range(0, self._total, step)])
         self._remembered = lru_cache(maxsize=4096)(self._whole_and_answer)
 
-    def words(self, index: int) -> str:
-        """The words of row `index`."""
-        return words_of(_said(self._example(index)))
+    def words(self, index: int) -> bytes:
+        """The words of row `index`, in UTF-8."""
+        part, row = self._place(index)
+        return part.staged.words[row]
 
-    def _example(self, index: int) -> Example:
+    def _place(self, index: int) -> tuple[Part, int]:
         inside = index >= self._shift
         part = self._parts[inside]
-        return part.staged.example(int(part.rows[index - self._shift * inside]))
+        return part, int(part.rows[index - self._shift * inside])
 
-    def _whole_and_answer(self, index: int) -> tuple[str, str]:
-        return self.words(index), words_of(self._example(index).reference)
+    def _whole_and_answer(self, index: int) -> tuple[bytes, bytes]:
+        part, row = self._place(index)
+        answer = part.staged.example(row).reference
+        return part.staged.words[row], words_of(answer).encode()
 
     def bands(self) -> Bands:
         """The bands of all rows: uint32 [n, 12]."""
@@ -98,11 +100,6 @@ class _Texts:
         if answer != reply and jaccard(answer, reply) < ANSWERS_ALIKE:
             return 0.0
         return jaccard(one, two, self._common)
-
-
-def _said(example: Example) -> str:
-    turns = [turn.content for turn in example.messages if turn.role != "system"]
-    return "\n".join([example.context or "", example.text or "", *turns])
 
 
 def _candidates(found: Bands, held: int) -> tuple[Pairs, Pairs]:

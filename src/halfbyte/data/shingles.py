@@ -45,9 +45,9 @@ class _Spaced(dict[int, str]):
 _SPACED: Final = _Spaced()
 
 
-def shingles(texts: Sequence[str]) -> tuple[U64, Owners]:
-    """The hashed shingles of texts and, for each, which text it is of; with repetitions."""
-    pieces = [text.encode().ljust(WIDTH) for text in texts]
+def shingles(texts: Sequence[bytes]) -> tuple[U64, Owners]:
+    """The hashed shingles of texts (UTF-8) and, for each, whose it is; with repetitions."""
+    pieces = [text.ljust(WIDTH) for text in texts]
     counts = np.array([len(piece) - WIDTH + 1 for piece in pieces])
     joined = b"".join(pieces)
     if not joined:
@@ -73,7 +73,7 @@ class Boilerplate:
     of them: many rows that differ in a letter or two have nothing of their own.
     """
 
-    def __init__(self, sample: Sequence[str]) -> None:
+    def __init__(self, sample: Sequence[bytes]) -> None:
         found, owner = shingles(sample)
         cells = (found >> np.uint64(64 - _TABLE_BITS)).astype(np.int64)
         # each row counts once; sorting is faster here than numpy's unique, which hashes
@@ -90,7 +90,7 @@ class Boilerplate:
         return (own | whole[owner]) & ~(whole & short)[owner]
 
 
-def bands(texts: Sequence[str], common: Boilerplate) -> Bands:
+def bands(texts: Sequence[bytes], common: Boilerplate) -> Bands:
     """The bands of texts: uint32 [n, 12]; a row too short for comparing has zeros."""
     found, owner = shingles(texts)
     keep = common.counted(found, owner, len(texts))
@@ -123,7 +123,7 @@ def _fill(table: Bands, at: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
     table[at] = filled
 
 
-def jaccard(one: str, other: str, common: Boilerplate | None = None) -> float:
+def jaccard(one: bytes, other: bytes, common: Boilerplate | None = None) -> float:
     """Common shingles over all shingles of two texts; without those of `common`."""
     found, owner = shingles([one, other])
     if common is not None:

@@ -17,6 +17,7 @@ from halfbyte.data.formats import Format, FormatName, has_trailing_turns, recogn
 from halfbyte.data.lines import Lines, LineWriter
 from halfbyte.data.readers import Raw
 from halfbyte.data.records import Example
+from halfbyte.data.shingles import words_of
 from halfbyte.data.sources import Source
 from halfbyte.data.split import Keys, prompt_key, row_key
 from halfbyte.errors import DataError
@@ -36,11 +37,16 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Staged:
-    """Good rows on disk. `files` and `places` say where each stood; `rows` counts the bad too."""
+    """Good rows on disk.
+
+    `words`: what is said in each, for comparing. `files` and `places` say where each stood; `rows`
+    counts the bad too.
+    """
 
     name: str
     format: Format
     lines: Lines
+    words: Lines
     prompt_keys: Keys
     row_keys: Keys
     files: tuple[str, ...]
@@ -69,20 +75,19 @@ def examples(
         DataError: no row can be read, or no format fits.
     """
     rows = source.rows()
-    head = list(islice(rows, _HEAD))
-    good = [raw.value for raw in head if not isinstance(raw.value, Fault)]
-    while not good and (raw := next(rows, None)) is not None:
-        head.append(raw)
-        good += [raw.value] if not isinstance(raw.value, Fault) else []
-    if not good:
+    before = len(faults)
+    while True:
+        head = list(islice(rows, _HEAD))
+        good = [raw.value for raw in head if not isinstance(raw.value, Fault)]
+        if good or not head:
+            break
         for raw in head:
             assert isinstance(raw.value, Fault)
-            faults.add(raw.value.at(raw.where))
-        raise (
-            faults.error(len(head), source.name)
-            if head
-            else DataError(f"{source.name}: there are no rows in it")
-        )
+            faults.add(raw.value.at(raw.where), raw.source)
+    if not good and len(faults) == before:
+        raise DataError(f"{source.name}: there are no rows in it")
+    if not good:
+        raise faults.error(len(faults) - before, source.name)
     form = recognise(good, reading.format, reading.columns or {}, source.name)
     return form, _good(chain(head, rows), form, reading, faults)
 
@@ -109,6 +114,11 @@ def _good(
             yield raw, row
 
 
+def _said(example: Example) -> str:
+    turns = [turn.content for turn in example.messages if turn.role != "system"]
+    return "\n".join([example.context or "", example.text or "", *turns])
+
+
 def stage(source: Source, reading: Reading, path: Path, faults: FaultLog) -> Staged:
     """Read a source into `path` (and files beside it); bad rows go to `faults`.
 
@@ -119,9 +129,11 @@ def stage(source: Source, reading: Reading, path: Path, faults: FaultLog) -> Sta
     form, rows = examples(source, reading, faults)
     prompts, whole, places = array("Q"), array("Q"), array("q")
     files: dict[str, int] = {}
-    with LineWriter(path) as lines:
+    beside = path.with_name(f"{path.name}-words")
+    with LineWriter(path) as lines, LineWriter(beside) as words:
         for raw, example in rows:
             lines.append(dump_example(example))
+            words.append(words_of(_said(example)).encode())
             key = prompt_key(example)
             prompts.append(key)
             whole.append(row_key(example, key))
@@ -130,6 +142,7 @@ def stage(source: Source, reading: Reading, path: Path, faults: FaultLog) -> Sta
         name=source.name,
         format=form,
         lines=Lines(path),
+        words=Lines(beside),
         prompt_keys=np.array(prompts, np.uint64),
         row_keys=np.array(whole, np.uint64),
         files=tuple(files),

@@ -42,6 +42,8 @@ _ODD: Final = re.compile(r"[^\t\n\r\x20-\x7e]")
 # folds to "s" in a contraction that ignores case: no stand-in shows that
 _FOLDS: Final = "\u017f"
 _MOST_WORDS: Final = 1 << 19  # remembered at most: some 100 MB
+_MOST_PARTS: Final = 4096
+_LONGEST_PART: Final = 400  # characters
 _TRIAL: Final = (
     "It's 12,345.67 m² – “naïve”  café,\n\n  ٣٤ and ½;\tdon't\u00a0SHE'LL\r\n日本語 100%!?   \n "
     "\x1f a\u0301 "
@@ -103,6 +105,7 @@ class WordIds:
         self._rule = rule
         self._ascii_only = ascii_only
         self._known = _Known()
+        self._parts: dict[str, list[str] | list[int]] = {}
         self._classes = _Classes(backend)
 
     def ids(self, texts: Sequence[Sequence[str | int]]) -> list[list[int]]:
@@ -122,13 +125,24 @@ class WordIds:
         for part in text:
             if isinstance(part, int):
                 words.append(part)
-            elif not _ODD.search(part):
-                words += self._rule.findall(part)
-            elif self._left_alone(part):
-                words += self._backend.encode(part, add_special_tokens=False).ids
+            elif part in self._parts:
+                words += self._parts[part]
             else:
-                stand_in = part.translate(self._classes)
-                words += [part[m.start() : m.end()] for m in self._rule.finditer(stand_in)]
+                words += self._words_of(part)
+        return words
+
+    def _words_of(self, part: str) -> list[str] | list[int]:
+        words: list[str] | list[int]
+        if not _ODD.search(part):
+            words = self._rule.findall(part)
+        elif self._left_alone(part):
+            words = self._backend.encode(part, add_special_tokens=False).ids
+        else:
+            stand_in = part.translate(self._classes)
+            words = [part[m.start() : m.end()] for m in self._rule.finditer(stand_in)]
+        # system messages and turn headers recur
+        if len(part) <= _LONGEST_PART and len(self._parts) < _MOST_PARTS:
+            self._parts[part] = words
         return words
 
     def _left_alone(self, part: str) -> bool:
