@@ -1,0 +1,255 @@
+"""halfbyte against TRL and LLaMA-Factory on the same rows, in turn: speed, memory, held-out loss.
+
+    python bench/bench_peers.py ../shared/data/gsm8k_train.jsonl --rows 32 --repeats 3 \\
+        --trl peers-trl/bin/python --llamafactory peers-lf/bin/python
+
+Each training is a process of its own in its own environment (bench/peers/README.md says what is
+the same for all and what is not). `--run` chooses: TOOL:VARIANT, or TOOL:VARIANT:ROWS where fewer
+rows must do because it is slow; it then has no held-out loss. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from machine import machine_words
+from peers.job import Job, read_rows
+
+PEERS = Path(__file__).resolve().parent / "peers"
+SCRIPTS = {"ours": "run_ours.py", "trl": "run_trl.py", "llamafactory": "run_llamafactory.py"}
+NAMES = {"ours": "halfbyte", "trl": "TRL", "llamafactory": "LLaMA-Factory"}
+RUNS = (
+    "ours:defaults", "llamafactory:defaults", "llamafactory:best",
+    "trl:defaults", "trl:fp32", "trl:best",
+)  # fmt: skip
+HEADER = (
+    "tool", "settings", "rows", "steps", "seconds", "real tokens/s", "rows/s", "halfbyte is faster",
+    "peak RSS, MB", "of theirs halfbyte takes", "held-out loss", "against halfbyte's",
+)  # fmt: skip
+
+
+@dataclass
+class Entry:
+    """One tool with one variant; what its runs gave."""
+
+    tool: str
+    variant: str
+    job: Job
+    whole: bool
+    seconds: list[float] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    loss: float | None = None
+
+    @property
+    def rate(self) -> float:
+        """Real tokens a second, of the median run."""
+        return self.job.tokens / statistics.median(self.seconds)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="JSONL: instruction/response or prompt/completion")
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--held-out", type=int, default=64, help="rows after those, to score on")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--run", nargs="+", default=RUNS, metavar="TOOL:VARIANT[:ROWS]")
+    parser.add_argument("--best-dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--trl", default=os.environ.get("BENCH_TRL"))
+    parser.add_argument("--llamafactory", default=os.environ.get("BENCH_LLAMAFACTORY"))
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for one training")
+    parser.add_argument("--json", type=Path, help="append what was measured to this file")
+    return parser.parse_args()
+
+
+def chat(row: dict[str, str]) -> dict[str, Any]:
+    """A row of either kind as a chat."""
+    if "instruction" in row:
+        asked = "\n\n".join(row[key] for key in ("instruction", "context") if row.get(key))
+        answered = row["response"]
+    else:
+        asked, answered = row["prompt"], row["completion"]
+    turns = (("user", asked), ("assistant", answered))
+    return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return str(path)
+
+
+def real_tokens(path: str, base: str) -> int:
+    """All tokens of the rows under the base's chat template, padding aside."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    texts = (tokenizer.apply_chat_template(r["messages"], tokenize=False) for r in read_rows(path))
+    return sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+
+
+def entries(given: argparse.Namespace, folder: Path) -> list[Entry]:
+    """What is to be run: tools without an interpreter are left out."""
+    from halfbyte.model import bases
+
+    base = str(bases.resolve(given.base).folder)
+    lines = given.data.read_text(encoding="utf-8").splitlines()
+    rows = [chat(json.loads(line)) for line in lines[: given.rows + given.held_out]]
+    held = write_rows(folder / "held_out.jsonl", rows[given.rows :])
+    found = []
+    for words in given.run:
+        tool, variant, *some = words.split(":")
+        if tool != "ours" and getattr(given, tool) is None:
+            print(f"{tool}: no interpreter given, left out", file=sys.stderr)
+            continue
+        count = int(some[0]) if some else given.rows
+        path = write_rows(folder / f"rows{count}.jsonl", rows[:count])
+        tokens = real_tokens(path, base)
+        job = Job(base, path, held, "", variant, count, tokens, given.best_dtype)
+        found.append(Entry(tool, variant, job, count == given.rows))
+    return found
+
+
+class Peak(threading.Thread):
+    """The most resident bytes of a process and its children, looked at ten times a second."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._root = psutil.Process(pid)
+        self._over = threading.Event()
+        self.bytes = 0
+
+    def run(self) -> None:
+        while not self._over.wait(0.1):
+            try:
+                tree = [self._root, *self._root.children(recursive=True)]
+                self.bytes = max(self.bytes, sum(one.memory_info().rss for one in tree))
+            except psutil.Error:  # one of them is gone: look again
+                continue
+
+    def stop(self) -> int:
+        self._over.set()
+        self.join()
+        return self.bytes
+
+
+def run_child(command: list[str], threads: int, timeout: float) -> tuple[dict[str, Any], int]:
+    """Its last line, read as JSON, and its peak memory."""
+    calm = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, **calm, "OMP_NUM_THREADS": str(threads)}
+    with tempfile.TemporaryFile("w+") as errors:
+        child = subprocess.Popen(
+            command, env=environment, cwd=PEERS, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        peak = Peak(child.pid)
+        peak.start()
+        try:
+            output, _ = child.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            output, _ = child.communicate()
+        memory = peak.stop()
+        if child.returncode:
+            errors.seek(0)
+            raise RuntimeError(f"{' '.join(command)}: {errors.read()[-3000:]}")
+    return json.loads(output.splitlines()[-1]), memory
+
+
+def train(entry: Entry, number: int, given: argparse.Namespace, folder: Path) -> None:
+    """One run of one tool."""
+    name = f"{entry.tool}-{entry.variant}-{number}"
+    job = replace(entry.job, output=str(folder / name))
+    path = job.write(folder / f"{name}.json")
+    interpreter = sys.executable if entry.tool == "ours" else getattr(given, entry.tool)
+    command = [interpreter, str(PEERS / SCRIPTS[entry.tool]), str(path)]
+    answer, memory = run_child(command, given.threads, given.timeout)
+    entry.job = job
+    entry.seconds.append(answer["seconds"])
+    entry.memory.append(memory)
+    entry.answers.append(answer)
+    print(f"{name}: {answer['seconds']:.1f} s, {memory / 1e6:,.0f} MB", file=sys.stderr, flush=True)
+
+
+def score(found: list[Entry], given: argparse.Namespace, folder: Path) -> float:
+    """Give each entry the held-out loss of its last adapter; returns the base's."""
+    whole = [entry for entry in found if entry.whole and entry.answers]
+    adapters = [entry.answers[-1]["adapter"] for entry in whole]
+    path = folder / f"{whole[0].tool}-{whole[0].variant}-0.json"
+    command = [sys.executable, str(PEERS / "score.py"), str(path), *adapters]
+    losses = run_child(command, given.threads, given.timeout)[0]["losses"]
+    for entry, adapter in zip(whole, adapters, strict=True):
+        entry.loss = losses[adapter]
+    return float(losses["base"])
+
+
+def print_table(found: list[Entry], base_loss: float) -> None:
+    ours = next(entry for entry in found if entry.tool == "ours")
+    print("| " + " | ".join(HEADER) + " |")
+    print("|" + "---|" * len(HEADER))
+    for entry in found:
+        middle = statistics.median(entry.seconds)
+        memory = statistics.median(entry.memory)
+        other = entry is not ours
+        loss = "–" if entry.loss is None else f"{entry.loss:.4f}"
+        away = "–"
+        if other and entry.loss is not None and ours.loss is not None:
+            away = f"{entry.loss / ours.loss - 1:+.2%}"
+        cells = (
+            NAMES[entry.tool],
+            entry.variant,
+            str(entry.job.count),
+            str(entry.answers[-1]["steps"]),
+            f"{middle:.1f} ({min(entry.seconds):.1f} to {max(entry.seconds):.1f})",
+            f"{entry.rate:,.0f}",
+            f"{entry.job.count / middle:.2f}",
+            f"{ours.rate / entry.rate:.2f}×" if other else "",
+            f"{memory / 1e6:,.0f}",
+            f"{statistics.median(ours.memory) / memory:.2f}" if other else "",
+            loss,
+            away,
+        )
+        print("| " + " | ".join(cells) + " |")
+    print(f"\nHeld-out loss of the base: {base_loss:.4f} nats a trained token.")
+    for tool in dict.fromkeys(entry.tool for entry in found):
+        known = next(entry for entry in found if entry.tool == tool).answers[-1]["versions"]
+        print("- " + ", ".join(f"{name} {value}" for name, value in known.items()))
+
+
+def main() -> None:
+    given = arguments()
+    given.data = given.data.resolve()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        found = entries(given, folder)
+        for number in range(given.repeats):
+            for entry in found:
+                train(entry, number, given, folder)
+        base_loss = score(found, given, folder)
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {machine_words(given.threads)}")
+    print(f"{given.data.name}, {given.rows} rows, {found[0].job.tokens:,} real tokens, ", end="")
+    print(f"{given.held_out} held out, {given.repeats} runs of each in turn, medians (extremes)\n")
+    print_table(found, base_loss)
+    if given.json is not None:
+        with given.json.open("a") as file:
+            for entry in found:
+                told = {"tool": entry.tool, "variant": entry.variant, "loss": entry.loss}
+                told |= {"seconds": entry.seconds, "memory": entry.memory, "rows": entry.job.count}
+                file.write(json.dumps({**told, "answers": entry.answers}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

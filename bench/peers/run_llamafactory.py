@@ -1,0 +1,96 @@
+"""LLaMA-Factory's run_exp on a job; run by bench_peers.py with its interpreter."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# it refuses versions it was not released with, and reports nothing unless asked
+os.environ.setdefault("DISABLE_VERSION_CHECK", "1")
+
+from job import Job, answer, read_job, versions
+
+
+def settings(job: Job, data: Path) -> dict[str, Any]:
+    """Its defaults but for what is the same for all; `best` changes what it says."""
+    given: dict[str, Any] = {
+        "stage": "sft",
+        "do_train": True,
+        "model_name_or_path": job.base,
+        "finetuning_type": "lora",
+        "lora_target": "all",
+        "lora_rank": job.rank,
+        "lora_alpha": job.alpha,
+        "quantization_bit": 4,
+        "quantization_method": "bnb",
+        "double_quantization": True,
+        "dataset": "rows",
+        "dataset_dir": str(data),
+        "template": "smollm2",
+        "cutoff_len": job.max_length,
+        "output_dir": job.output,
+        "overwrite_output_dir": True,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": job.batch,
+        "gradient_accumulation_steps": job.accumulate,
+        "learning_rate": job.rate,
+        "lr_scheduler_type": "cosine",
+        "seed": job.seed,
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "overwrite_cache": True,
+    }
+    if job.variant == "best":
+        given |= {"disable_gradient_checkpointing": True, "neat_packing": True}
+        given |= {"per_device_train_batch_size": 1}
+        given |= {"gradient_accumulation_steps": job.packed_accumulate}
+        given |= {"bf16": job.best_dtype == "bfloat16"}
+    return given
+
+
+def data_folder(job: Job) -> Path:
+    """The rows under the name `rows`, in a folder as it wants one."""
+    folder = Path(job.output).with_name(Path(job.output).name + "-data")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rows.jsonl").write_text(Path(job.rows).read_text())
+    described = {
+        "rows": {
+            "file_name": "rows.jsonl",
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages"},
+            "tags": {
+                "role_tag": "role",
+                "content_tag": "content",
+                "user_tag": "user",
+                "assistant_tag": "assistant",
+                "system_tag": "system",
+            },
+        }
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(described))
+    return folder
+
+
+def main() -> None:
+    job = read_job()
+    from llamafactory.train.tuner import run_exp
+
+    run_exp(settings(job, data_folder(job)))
+    results = json.loads((Path(job.output) / "train_results.json").read_text())
+    state = json.loads((Path(job.output) / "trainer_state.json").read_text())
+    answer(
+        seconds=results["train_runtime"],
+        steps=state["global_step"],
+        adapter=job.output,
+        losses=[one["loss"] for one in state["log_history"] if "loss" in one],
+        versions=versions("llamafactory", "transformers", "peft", "torch", "bitsandbytes"),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
