@@ -20,6 +20,11 @@ def inner_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return inner
 
 
+def adapter_names(model: PreTrainedModel | PeftModel) -> tuple[str, ...]:
+    """The adapters a model holds now; PEFT tells them to the model it wraps, too."""
+    return tuple(getattr(inner_model(model), "peft_config", None) or ())
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """Tokens `ids` of one row, at places `start`… of cache slot `slot`, whose earlier places are

@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from halfbyte.infer.attention import Layout, plan
-from halfbyte.infer.backend import Span, inner_model
+from halfbyte.infer.backend import Span, adapter_names, inner_model
 from halfbyte.infer.cache import KVCache
 from halfbyte.infer.layer import PROJECTIONS, Layer, Lora, Norms, Shape, adapted, rms_norm
 from halfbyte.infer.projection import Factor, Projection, check_known, dense_bytes, fault
@@ -102,12 +102,20 @@ class DecoderBackend:
 
     def adapter(self, name: str) -> Hashable:
         """The adapter's weights as they are now; rows that hold them are not touched by changes."""
-        known = list(self._model.peft_config) if isinstance(self._model, PeftModel) else []
-        check_known(name, known)
+        check_known(name, adapter_names(self._model))
         if name not in self._adapters:
+            self._find_modules()
             layers = tuple(tuple(p.factor(name) for p in layer) for layer in self._projections)
             self._adapters[name] = Adapter(name, layers, self._head.factor(name))
         return self._adapters[name]
+
+    def _find_modules(self) -> None:
+        """An adapter that came after the engine may have wrapped layers that none covered."""
+        inner = inner_model(self._model)
+        for layer, projections in zip(inner.model.layers, self._projections, strict=True):
+            for projection, modules in zip(projections, _linear(layer), strict=True):
+                projection.modules = modules
+        self._head.modules = [inner.get_output_embeddings()]
 
     def forget(self, name: str) -> None:
         """Read the adapter anew when it is next asked for."""

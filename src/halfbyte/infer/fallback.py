@@ -19,7 +19,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from halfbyte.errors import InputError
-from halfbyte.infer.backend import Span, inner_model
+from halfbyte.infer.backend import Span, adapter_names, inner_model
 from halfbyte.infer.cache import KVCache
 
 _KNOWN_LAYERS: Final = {"full_attention", "sliding_attention"}
@@ -107,7 +107,7 @@ class TransformersBackend:
 
     def adapter(self, name: str) -> Hashable:
         """The name itself: the weights stay in the model."""
-        known = set(self._model.peft_config) if isinstance(self._model, PeftModel) else set()
+        known = adapter_names(self._model)
         if name not in known:
             raise InputError(
                 f"adapter {name!r}: the model holds {', '.join(sorted(known)) or 'none'}"

@@ -34,7 +34,8 @@ class Projection:
 
     def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype, copy: bool) -> None:
         self._dtype = dtype
-        self._modules = list(modules)
+        # PEFT puts its own modules in their places when a first adapter covers them
+        self.modules = list(modules)
         layers = [_base_layer(module) for module in modules]
         self._sizes = [int(layer.out_features) for layer in layers]
         self._biases = [layer.bias for layer in layers]
@@ -43,7 +44,7 @@ class Projection:
 
     def factor(self, name: str) -> Factor:
         """This adapter's part, read from PEFT's layers."""
-        found = [_read(module, name, self._dtype) for module in self._modules]
+        found = [_read(module, name, self._dtype) for module in self.modules]
         empty = torch.empty(0, dtype=self._dtype, device=self._device)
         parts = [part for part in found if part is not None]
         if not parts:
