@@ -15,7 +15,7 @@ from halfbyte import api
 from halfbyte.cli import cli, main
 from halfbyte.config import load_config
 from halfbyte.config.recipes import find, shipped
-from halfbyte.errors import ResourceError
+from halfbyte.errors import InputError, ResourceError
 from halfbyte.run import RunFolder, read_metrics
 from tests.tiny import tiny_base
 
@@ -233,6 +233,46 @@ def test_a_run_compared_with_itself_shows_no_difference(
     folder = train(base, rows, tmp_path, "train.max_steps=1", "eval.max_new_tokens=8")
     done = api.compare_run(folder, api.Asked(retention=False), against=str(folder.path))
     assert done.comparison.verdict.outcome == "no difference"
+
+
+def test_runs_on_one_base_are_compared_together(base: Path, rows: Path, tmp_path: Path) -> None:
+    """Several runs answer the same rows, their base only once; the table shows all of them."""
+    for name, seed in (("one", 1), ("two", 2)):
+        train(base, rows, tmp_path, f"name={name}", f"train.seed={seed}", "train.max_steps=2")
+    heard: list[str] = []
+    asked = api.Asked(
+        max_new_tokens=4, retention=False, progress=lambda what, *_: heard.append(what)
+    )
+    done = list(api.compare_runs(["one", "two"], asked, tmp_path))
+    assert [one.comparison.tuned for one in done] == ["one", "two"]
+    assert done[0].base is done[1].base
+    whole = sum(what.endswith("likelihood") for what in heard)
+    assert whole == 3 * sum(what == "one: likelihood" for what in heard)
+    command = ["compare", "one", "two", "--runs", str(tmp_path), "--no-retention"]
+    printed = run(*command, "--max-new-tokens", "4")
+    assert printed.exit_code == 0, printed.output
+    last = printed.stdout[printed.stdout.rindex("p (Holm)") :]
+    assert "one" in last
+    assert "two" in last
+
+
+def test_checkpoints_are_compared_with_each_other(base: Path, rows: Path, tmp_path: Path) -> None:
+    """`--against RUN@STEP` puts a checkpoint in the base's place."""
+    words = ("train.max_steps=3", "train.save_every=1", "train.keep=3", "eval.max_new_tokens=4")
+    folder = train(base, rows, tmp_path, *words, "train.keep_best=false")
+    done = api.compare_run(folder, api.Asked(retention=False), against=f"{folder.path}@1")
+    assert done.comparison.base == f"{folder.name}@1"
+    same = api.compare_run(folder, api.Asked(retention=False), against=f"{folder.path}@3")
+    assert same.comparison.verdict.outcome == "no difference"
+    assert done.comparison.metric("perplexity").difference != 0
+
+
+def test_a_run_is_not_asked_about_rows_it_may_know(base: Path, rows: Path, tmp_path: Path) -> None:
+    """Rows that one run held out and another did not are refused, with the way round it."""
+    train(base, rows, tmp_path, "name=one", "train.max_steps=1", "data.valid_size=6")
+    train(base, rows, tmp_path, "name=two", "train.max_steps=1", "data.valid_size=1")
+    with pytest.raises(InputError, match="two did not hold out"):
+        list(api.compare_runs(["one", "two"], api.Asked(retention=False), tmp_path))
 
 
 def test_two_processes_take_the_steps_of_one(base: Path, rows: Path, tmp_path: Path) -> None:

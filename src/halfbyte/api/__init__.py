@@ -1,14 +1,9 @@
 """The public Python API and the composition root: hands each layer what it needs of another."""
 
 from halfbyte.api.chatting import Chat
-from halfbyte.api.evaluating import (
-    Asked,
-    Compared,
-    compare_run,
-    evaluate_run,
-    report_run,
-    require,
-)
+from halfbyte.api.comparing import compare_run, compare_runs, require
+from halfbyte.api.evaluating import Asked, evaluate_run
+from halfbyte.api.evidence import Compared, report_run
 from halfbyte.api.generating import answer, sampling, with_template
 from halfbyte.api.opening import Opened, find_run, open_any, open_base, open_run, run_config
 from halfbyte.api.shipping import Exporting, Merging, export, merge
@@ -25,6 +20,7 @@ __all__ = [
     "Training",
     "answer",
     "compare_run",
+    "compare_runs",
     "evaluate_run",
     "export",
     "find_run",

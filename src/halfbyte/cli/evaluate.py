@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from halfbyte.api import Asked, Compared
+    from halfbyte.evaluate.compare import Comparison
 
 _STYLES = {"better": "green", "worse": "red", "": ""}
 
@@ -92,7 +94,9 @@ def _show_tasks(run: str, tasks: str, asked: Asked, runs: str, *, base: bool) ->
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="RUN [RUN]...")
-@click.option("--against", help="Another run, or a base as NAME or NAME@nf4, for the base.")
+@click.option(
+    "--against", help="In place of the base: a run, RUN@STEP, or a base as NAME or NAME@nf4."
+)
 @click.option("--require", multiple=True, help='A condition, e.g. "exact_match > base".')
 @click.option("--show", default=0, help="Print so many answers side by side.")
 @_shared
@@ -107,20 +111,27 @@ def compare(
 ) -> None:
     """Compare each RUN (`latest`: the newest) with its base, row by row, and write the report.
 
-    Exits with 6 when a condition of --require does not hold.
+    Several runs answer the held-out rows of the first, and are shown beside each other. Exits
+    with 6 when a condition of --require does not hold.
     """
     alloc.set_up()
     from halfbyte import api
 
-    for name in names:
-        with _asking(**given) as asked:
-            done = api.compare_run(name, asked, runs, against=against, require=require)
+    out = console(stderr=False)
+    with _asking(**given) as asked:
+        found = list(api.compare_runs(names, asked, runs, against=against, require=require))
+    for name, done in zip(names, found, strict=True):
         page = api.report_run(name, runs, asked.data)[0]
-        if as_json:
-            click.echo(json.dumps(done.comparison.to_json()))
-        else:
-            show_comparison(console(stderr=False), done, show)
-            click.echo(f"report  {page}")
+        if not as_json:
+            show_comparison(out, done, show)
+            out.print(f"report  {page}", soft_wrap=True, highlight=False)
+    comparisons = [done.comparison for done in found]
+    if as_json:
+        trees = [comparison.to_json() for comparison in comparisons]
+        click.echo(json.dumps(trees if len(trees) > 1 else trees[0]))
+    elif len(found) > 1:
+        _show_joint(out, comparisons)
+    for done in found:
         api.require(done)
 
 
@@ -160,6 +171,18 @@ def show_comparison(out: Console, done: Compared, show: int) -> None:
         mark = "[green]holds[/]" if finding.holds else "[red]not shown[/]"
         out.print(f"{mark}: {escape(finding.requirement.text)} · {escape(finding.evidence)}")
     out.print(f"\n{escape(comparison.verdict.sentence)}", style="bold")
+
+
+def _show_joint(out: Console, comparisons: Sequence[Comparison]) -> None:
+    """All runs beside each other, one table a score."""
+    from halfbyte.evaluate.table import JOINT_HEADER, joint_rows
+
+    for name, rows in groupby(joint_rows(comparisons), key=lambda row: row.name):
+        table = Table(*JOINT_HEADER, box=None, title=name, title_justify="left")
+        for row in rows:
+            table.add_row(*map(escape, row.cells), style=_STYLES[row.outcome])
+        out.print()
+        out.print(table)
 
 
 def _answers(done: Compared, show: int) -> Iterator[Table]:

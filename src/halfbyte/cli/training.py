@@ -24,8 +24,10 @@ def read_recipe(words: tuple[str, ...]) -> Resolved:
 
 @click.command()
 @click.argument("recipe", nargs=-1, metavar="[RECIPE] [KEY.SUB=VALUE]...")
+@click.option("--compare", is_flag=True, help="Then compare with the base and write the report.")
 @click.option("--quiet", is_flag=True, help="Only say where the run is.")
-def train(recipe: tuple[str, ...], quiet: bool) -> None:
+@click.pass_context
+def train(context: click.Context, recipe: tuple[str, ...], compare: bool, quiet: bool) -> None:
     """Fine-tune a base.
 
     RECIPE is a YAML file or the name of one that comes with halfbyte (`halfbyte recipes`);
@@ -35,7 +37,14 @@ def train(recipe: tuple[str, ...], quiet: bool) -> None:
     alloc.set_up()  # before torch takes any memory
     from halfbyte import api
 
-    _follow(api.prepare_training(resolved), quiet)
+    training = api.prepare_training(resolved)
+    _follow(training, quiet)
+    if compare and training.main:
+        path = str(training.run.path)
+        del training  # frees the model: comparing loads it as any later command would
+        from halfbyte.cli.evaluate import compare as comparing
+
+        context.invoke(comparing, names=(path,), runs=resolved.config.runs)
 
 
 @click.command()

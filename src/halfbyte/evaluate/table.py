@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from halfbyte.evaluate.compare import Comparison
 from halfbyte.evaluate.metric import Metric
+from halfbyte.evaluate.statistics import holm
 from halfbyte.evaluate.verdict import ALPHA, show_difference, show_interval, show_value
 
 HEADER: Final = ("score", "base", "tuned", "difference", "95 % interval", "p (Holm)", "+ / − / =")
+
+JOINT_HEADER: Final = ("run", "base", "tuned", "difference", "95 % interval", "p (Holm)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +53,22 @@ def _row(metric: Metric, headline: str) -> TableRow:
     shown = p is not None and p < ALPHA and (metric.low > 0 or metric.high < 0)
     outcome = ("better" if metric.improved else "worse") if shown else ""
     return TableRow(metric.info.name, metric.info.group, cells, outcome)
+
+
+def joint_rows(comparisons: Sequence[Comparison]) -> list[TableRow]:
+    """Several runs on the same rows: each one's headline score, perplexity and general
+    perplexity against its base. Each score's p is corrected by Holm over the runs."""
+    found = []
+    names = (comparisons[0].headline, "perplexity", "retention_perplexity")
+    for name in dict.fromkeys(names):
+        pairs = [
+            (one.tuned, metric)
+            for one in comparisons
+            for metric in one.metrics
+            if metric.info.name == name
+        ]
+        corrected = holm([metric.p for _, metric in pairs])
+        for (run, metric), p in zip(pairs, corrected, strict=True):
+            row = _row(replace(metric, p_holm=p), "")
+            found.append(TableRow(name, row.group, (run, *row.cells[1:6]), row.outcome))
+    return found
