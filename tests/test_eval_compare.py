@@ -14,6 +14,7 @@ from halfbyte.evaluate.rows import rows_from
 from halfbyte.evaluate.scores import REGISTRY, likelihood_columns, score_answers
 from halfbyte.evaluate.statistics import Resampling
 from halfbyte.evaluate.table import table_rows
+from halfbyte.evaluate.verdict import show_number
 
 FAST = Resampling(500, 1)
 SCORES = {
@@ -63,6 +64,25 @@ def test_a_clear_gain_is_better():
     assert perplexity.ratio == pytest.approx(np.exp(-1))
     assert "perplexity" in found.verdict.gains
     assert "Better: final_answer_match 25.0 % → 87.5 % on 40 rows" in found.verdict.sentence
+
+
+def test_a_label_score_is_held_against_the_most_frequent_label():
+    """The verdict on labels says what always giving the commonest one would score."""
+    rows = tuple(Row(i, "Good or bad?", ("good",), labels=("good", "bad")) for i in range(20))
+    base, tuned = (
+        Evaluation(name, rows, answers, score_answers(rows, answers, REGISTRY))
+        for name in ("bad", "good")
+        for answers in [tuple(Answer(name) for _ in rows)]
+    )
+    sentence = compare(base, tuned, resampling=FAST).verdict.sentence
+    assert sentence.startswith("Better: label_accuracy 0.0 % → 100.0 %")
+    assert "Always answering “good” would give 100.0 %." in sentence
+
+
+def test_large_numbers_are_written_out():
+    """A perplexity gone wrong is 119,000, not 1.2e+05."""
+    assert show_number(119_234.0) == "119,000"
+    assert show_number(3.6789) == "3.68"
 
 
 def test_a_loss_is_worse():

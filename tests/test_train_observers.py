@@ -205,3 +205,13 @@ def test_memory_too_small_for_the_estimate_is_refused_at_the_start(
     require_memory(1_900_000_000, CPU)
     with pytest.raises(ResourceError, match=r"needs about 6\.0 GB of memory, 2\.0 GB are free"):
         require_memory(6_000_000_000, CPU)
+
+
+def test_the_time_left_does_not_count_the_look_before_the_first_step() -> None:
+    """A long evaluation at step 0 is not taken for the pace of the steps."""
+    out = io.StringIO()
+    times = iter([0.0, 0.0, 100.0, 110.0, 110.0])
+    show = ConsoleProgress(Console(file=out, width=120), lambda: next(times))
+    for event in (Started(0, 11, 1), Evaluated(0, 2.0, False, 99.0), stepped(1, 2.0)):
+        show(event)
+    assert "0:01:40 left" in out.getvalue()

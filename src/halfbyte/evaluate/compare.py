@@ -12,6 +12,7 @@ import numpy.typing as npt
 from halfbyte.errors import InputError
 from halfbyte.evaluate.metric import Metric, test_p
 from halfbyte.evaluate.records import Column, Evaluation, ScoreInfo
+from halfbyte.evaluate.scores import most_frequent
 from halfbyte.evaluate.scores.registry import pool_of, pooled
 from halfbyte.evaluate.statistics import (
     Pair,
@@ -110,9 +111,27 @@ def compare(
         rows=len(base.rows),
         answered=sum(answer is not None for answer in base.answers),
         headline=headline,
-        verdict=give_verdict(metrics, headline, identical=same and base.answers == tuned.answers),
+        verdict=give_verdict(
+            metrics,
+            headline,
+            identical=same and base.answers == tuned.answers,
+            note=_note(headline, base),
+        ),
         metrics=tuple(metrics),
         resampling=draw,
+    )
+
+
+def _note(headline: str, base: Evaluation) -> str:
+    """What a label score must be held against: labels are not equally frequent."""
+    answered = [
+        row for row, answer in zip(base.rows, base.answers, strict=True) if answer is not None
+    ]
+    often = most_frequent(answered) if headline == "label_accuracy" else None
+    return (
+        ""
+        if often is None
+        else f" Always answering “{often[0]}” would give {100 * often[1]:.1f} %."
     )
 
 

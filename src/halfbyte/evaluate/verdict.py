@@ -29,8 +29,10 @@ class Verdict:
     losses: tuple[str, ...] = ()
 
 
-def give_verdict(metrics: Sequence[Metric], headline: str, *, identical: bool) -> Verdict:
-    """The verdict on these metrics, of which `headline` names one."""
+def give_verdict(
+    metrics: Sequence[Metric], headline: str, *, identical: bool, note: str = ""
+) -> Verdict:
+    """The verdict on these metrics, of which `headline` names one; `note` is said beside it."""
     main = next(metric for metric in metrics if metric.info.name == headline)
     if identical:
         return Verdict(
@@ -43,7 +45,7 @@ def give_verdict(metrics: Sequence[Metric], headline: str, *, identical: bool) -
     outcome: Outcome = "no difference shown"
     if _shown(main, main.p):
         outcome = "better" if main.improved else "worse"
-    sentence = _headline_sentence(main, outcome) + _others(gains, losses)
+    sentence = _headline_sentence(main, outcome) + note + _others(gains, losses)
     return Verdict(outcome, sentence, gains, losses)
 
 
@@ -90,7 +92,12 @@ def show_value(metric: Metric, value: float) -> str:
     """A score as people read it: shares in percent."""
     if metric.info.unit == "share":
         return f"{100 * value:.1f} %"
-    return f"{value:.1f}" if metric.info.unit == "points" else f"{value:.3g}"
+    return f"{value:.1f}" if metric.info.unit == "points" else show_number(value)
+
+
+def show_number(value: float) -> str:
+    """Three digits, and never as a power of ten where a person would write the number."""
+    return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def show_difference(metric: Metric) -> str:
@@ -99,7 +106,7 @@ def show_difference(metric: Metric) -> str:
         scale = 100 if metric.info.unit == "share" else 1
         return f"{scale * metric.difference:+.1f} points"
     if metric.info.name.endswith("perplexity") and metric.ratio is not None:
-        return f"× {metric.ratio:.3g}"
+        return f"× {show_number(metric.ratio)}"
     return f"{metric.difference:+.3g}"
 
 
@@ -109,7 +116,8 @@ def show_interval(metric: Metric) -> str:
         scale = 100 if metric.info.unit == "share" else 1
         return f"{scale * metric.low:+.1f} to {scale * metric.high:+.1f}"
     if metric.info.name.endswith("perplexity") and metric.ratio_low is not None:
-        return f"× {metric.ratio_low:.3g} to {metric.ratio_high:.3g}"
+        assert metric.ratio_high is not None
+        return f"× {show_number(metric.ratio_low)} to {show_number(metric.ratio_high)}"
     return f"{metric.low:+.3g} to {metric.high:+.3g}"
 
 

@@ -39,6 +39,8 @@ class ConsoleProgress:
                 self._step(event)
             case events.Finished():
                 self._finish(event)
+            case events.Evaluated() if event.step == self._first:
+                self._began = self._clock()  # the look before the first step is nobody's pace
             case events.Skipped():
                 self._update(event.step, "loss    –")  # the number shown was another step's
         for text, style in _notices(event):
@@ -80,7 +82,7 @@ class ConsoleProgress:
             self._bar.update(self._task, completed=step, description=text)
 
     def _left(self, step: int) -> str:
-        """Time left at the pace since the start, evaluations and checkpoints included."""
+        """Time left at the pace of the steps, evaluations and checkpoints between them included."""
         pace = (self._clock() - self._began) / max(1, step - self._first)
         return str(timedelta(seconds=round(pace * (self._steps - step))))
 

@@ -15,6 +15,7 @@ from typing import Final
 from markupsafe import Markup, escape
 
 Points = Sequence[tuple[float, float]]
+_CORNER: Final = "reference ↓  answer →"
 _CHAR: Final = 7.2  # width of a label's character in units of the drawing, roughly
 
 
@@ -219,8 +220,9 @@ def confusion_chart(
 ) -> Markup:
     """A confusion matrix: the rows' labels down, the model's labels across, darker is more."""
     cell, left = 54, min(190.0, 20 + max(len(one) for one in labels) * _CHAR)
+    left = max(left, 20 + len(_CORNER) * _CHAR)  # the corner's words fit
     top = 26 + min(110.0, max(len(one) for one in given) * _CHAR * 0.75)
-    parts = [label(left - 10, top - 12, "reference ↓  answer →", "end", "label small")]
+    parts = [label(left - 10, top - 12, _CORNER, "end", "label small")]
     for column, one in enumerate(given):
         x = left + column * cell + cell / 2
         turn = f'transform="rotate(-45 {x:.0f} {top - 8:.0f})"'

@@ -12,7 +12,13 @@ from halfbyte.evaluate.scores import (  # noqa: F401, I001 - imported for their 
     grounding,
     teaching,
 )
-from halfbyte.evaluate.scores.labels import Confusion, closed_labels, confusion, macro_f1_column
+from halfbyte.evaluate.scores.labels import (
+    Confusion,
+    closed_labels,
+    confusion,
+    macro_f1_column,
+    most_frequent,
+)
 from halfbyte.evaluate.scores.own import load_own
 from halfbyte.evaluate.scores.registry import (
     REGISTRY,
@@ -32,6 +38,7 @@ __all__ = [
     "likelihood_columns",
     "load_own",
     "macro_f1_column",
+    "most_frequent",
     "pool_of",
     "pooled",
     "score_answers",
