@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import bitsandbytes as bnb
@@ -13,6 +14,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from halfbyte.cli.show import _fast_rows
+from halfbyte.data.batches import MicroLimits
 from halfbyte.data.records import Batch, Segment
 from halfbyte.model.fast import checkpoint, dropout, fused, layout, linear, status, weights
 from halfbyte.model.fast.attention import segment_attention
@@ -305,6 +308,16 @@ def test_status_names_every_part() -> None:
     assert all(part.active for part in status(tiny_model("llama"))[1:4])
 
 
+def test_the_summary_says_what_is_taken_and_why_not() -> None:
+    """Parts that the model does not allow and parts that a setting switches off stand apart."""
+    parts = status(tiny_model("llama"))
+    limits = MicroLimits(4, 100, pack=True, share=False)
+    rows = dict(_fast_rows(parts, SimpleNamespace(limits=limits)))
+    assert rows["fast path"].startswith("packing, segment attention")
+    assert "LoRA in one function: no adapter" in rows["not taken"]
+    assert "shared prefixes: train.share_prefixes=false" in rows["not taken"]
+
+
 def test_repacked_weights_come_back() -> None:
     """bitsandbytes' eval format for AVX512-BF16 CPUs is undone before a weight is made dense, and
     `keep_as_quantized` keeps it from being made.
@@ -327,7 +340,8 @@ def test_repacked_weights_come_back() -> None:
 def test_the_allocator_is_set_up_before_torch() -> None:
     """alloc can be imported and set up without torch, twice."""
     code = (
-        "import sys; from halfbyte.model.fast import alloc; alloc.set_up()"
+        "import sys; from halfbyte.model.fast import alloc; assert 'did not ask' in alloc.state()"
+        "; assert alloc.set_up() == alloc.state()"
         "; alloc.trim(); assert 'torch' not in sys.modules; print(alloc.set_up())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from halfbyte.run import folder_bytes
 if TYPE_CHECKING:
     from halfbyte.api import Summary, Training
     from halfbyte.data.report import Report, SetReport
+    from halfbyte.model.fast.parts import Part
     from halfbyte.run import RunFolder
 
 
@@ -36,8 +38,10 @@ def size(count: float) -> str:
     return f"{count:,.2f} GB"
 
 
-def show_summary(out: Console, summary: Summary, run: RunFolder) -> None:
-    """Base, method, memory, data and steps of the training that is about to start."""
+def show_summary(
+    out: Console, summary: Summary, run: RunFolder, parts: Sequence[Part] = ()
+) -> None:
+    """Base, method, memory, data, steps and fast path of the training that is about to start."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -50,6 +54,8 @@ def show_summary(out: Console, summary: Summary, run: RunFolder) -> None:
         f"at most {limits.rows} rows and {limits.tokens:,} tokens at once",
     )
     table.add_row("rate", f"{summary.config.learning_rate:g}, {train.schedule}")
+    for name, text in _fast_rows(parts, summary):
+        table.add_row(name, escape(text))
     table.add_row("run", str(run.path))
     out.print(table)
     for note in (*summary.notes, *summary.data.report.notes):
@@ -80,6 +86,25 @@ def _model_rows(summary: Summary) -> list[tuple[str, str]]:
             )
         )
     return rows
+
+
+def _fast_rows(parts: Sequence[Part], summary: Summary) -> Iterator[tuple[str, str]]:
+    """What of the fast path this training takes, and what not and why: by model and by setting."""
+    switched_off = {
+        "packing": ("train.pack=false", summary.limits.pack),
+        "shared prefixes": ("train.share_prefixes=false", summary.limits.share),
+    }
+    on, off = [], []
+    for part in parts:
+        setting, taken = switched_off.get(part.name, ("", True))
+        if part.active and taken:
+            on.append(part.name)
+        else:
+            off.append(f"{part.name}: {part.reason if not part.active else setting}")
+    if on:
+        yield "fast path", ", ".join(on)
+    if off:
+        yield "not taken", "; ".join(off)
 
 
 def _targets(targets: str | tuple[str, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -62,6 +62,7 @@ def resume(run: str, runs: str, force: bool, quiet: bool) -> None:
 
 def _follow(training: Training, quiet: bool) -> None:
     from halfbyte.cli.show import console, show_finish, show_summary
+    from halfbyte.model.fast import status
     from halfbyte.train import ConsoleProgress
 
     if not training.main:
@@ -69,7 +70,8 @@ def _follow(training: Training, quiet: bool) -> None:
             pass
         return
     out = console(quiet)
-    show_summary(out, training.summary, training.run)
+    model: Any = training.state.bare.model
+    show_summary(out, training.summary, training.run, status(model))
     with closing(ConsoleProgress(out)) as show:
         for event in training.events():
             show(event)

@@ -17,8 +17,21 @@ _MMAP_FROM: Final = 1 << 30
 _TRIM_FROM: Final = (1 << 31) - 1
 
 
+_done: list[str] = []  # what the last `set_up` of this process said
+
+
 def set_up() -> str:
     """Keep freed memory for the next step; returns what was done, or why nothing was."""
+    _done[:] = [_set_up()]
+    return _done[0]
+
+
+def state() -> str:
+    """What `set_up` said in this process: `on`, or `off: ` and the reason."""
+    return _done[0] if _done else "off: this program did not ask for it (alloc.set_up)"
+
+
+def _set_up() -> str:
     if not sys.platform.startswith("linux"):
         return "off: the system's C library is not glibc"
     try:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from halfbyte.model.fast import attention, fused, linear, weights
+from halfbyte.model.fast import alloc, attention, fused, linear, weights
 
 __all__ = ["Part", "Route", "causal_model", "install", "packing_fault", "route_of", "status"]
 
@@ -51,8 +51,9 @@ def install(model: nn.Module) -> Route:
     return route
 
 
-def route_of(causal: Any) -> tuple[Route, str]:
-    """How rows of one batch are kept apart in this model, and the reason."""
+def route_of(causal: Any, device: str | None = None) -> tuple[Route, str]:
+    """How rows of one batch are kept apart in this model, and the reason; `device`: the type of
+    another device than the one it is on."""
     fault = packing_fault(causal)
     if fault is not None:
         return "rows", fault
@@ -65,7 +66,7 @@ def route_of(causal: Any) -> tuple[Route, str]:
         return "mask", "attention scores are capped"
     if any(hasattr(module, "sinks") for module in causal.modules()):
         return "mask", "attention has sinks"
-    device = causal.device.type
+    device = device or causal.device.type
     if device != "cpu":
         return "mask", f"written for the CPU; on {device} a mask goes to torch's kernels"
     return "segments", "batched products per segment"
@@ -109,7 +110,16 @@ def status(model: nn.Module) -> list[Part]:
             bool(kept),
             f"{len(kept)} modules" if kept else "none of a form known here",
         ),
+        _allocator_part(causal.device.type),
     ]
+
+
+def _allocator_part(device: str) -> Part:
+    said = alloc.state()
+    if said != "on":
+        return Part("allocator", False, said.removeprefix("off: "))
+    held = "freed memory is kept for the next step"
+    return Part("allocator", True, held if device == "cpu" else f"{held}, on the CPU's side")
 
 
 def _lora_part(causal: Any) -> Part:
