@@ -23,6 +23,7 @@ from halfbyte.run import RunFolder
 from halfbyte.ship.chats import chats
 from halfbyte.ship.check import Exported, ExportReport, Trial, check
 from halfbyte.ship.companions import ChatForm, Companions
+from halfbyte.ship.deltas import open_parts
 from halfbyte.ship.export import (
     Shipment,
     export_gguf,
@@ -35,11 +36,12 @@ from halfbyte.ship.export import (
 )
 from halfbyte.ship.fidelity import Ids, Scored, score
 from halfbyte.ship.gguf_write import Label
-from halfbyte.ship.merge import FORMS, MergePlan, Proof
+from halfbyte.ship.merge import FORMS, MergedWeights, MergePlan, Proof, merged_from
 from halfbyte.ship.merge import Form as MergeForm
 from halfbyte.ship.merge import merge as merge_adapters
 from halfbyte.ship.quantize import Quantized
 from halfbyte.ship.report import MergeReport
+from halfbyte.ship.weights import Weights
 
 _ANSWER: Final = 64  # tokens of a greedy answer that is compared
 
@@ -157,7 +159,7 @@ def _exported(opened: Opened, how: Exporting, out: Path) -> Exported:
     if how.to == "safetensors":
         return export_safetensors(merged, out, shipment)
     make = export_ollama if how.to == "ollama" else export_gguf
-    return make(stored(merged), out, shipment, how.kind)
+    return make(_sums(opened, merged), out, shipment, how.kind)
 
 
 def _loadable(opened: Opened) -> str:
@@ -174,6 +176,17 @@ def _merged(opened: Opened) -> Path:
     if not opened.run.merged.is_dir():
         merge(opened.run.path)
     return opened.run.merged
+
+
+def _sums(opened: Opened, merged: Path) -> Weights:
+    """The merged weights in float32, added up again as they are read: what is quantized from them
+    is rounded once, not twice. Where adapters are gone or changed, what the merge stored."""
+    if opened.adapter is None:
+        return stored(merged)
+    form, parts = merged_from(merged)
+    if not parts:
+        return stored(merged)
+    return MergedWeights(opened.base.folder, open_parts(parts), form, _quantized(opened.form))
 
 
 def _with_adapter(opened: Opened) -> RunFolder:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from halfbyte.errors import InputError
+from halfbyte.model.fast import alloc
 
 _TARGETS = ("peft", "safetensors", "gguf", "ollama", "vllm")
 
@@ -24,10 +25,10 @@ _TARGETS = ("peft", "safetensors", "gguf", "ollama", "vllm")
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["base", "bfloat16", "float16", "float32"]),
-    default="base",
+    type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
+    default="auto",
     show_default=True,
-    help="How the sums are stored. float16 rounds eight times finer than bfloat16.",
+    help="How the sums are stored; auto: as the base's files, or float16 where that is nearer.",
 )
 @click.option(
     "--adapter",
@@ -39,6 +40,7 @@ _TARGETS = ("peft", "safetensors", "gguf", "ollama", "vllm")
 @click.option("--weight", type=float, default=1.0, help="The weight of RUN's own adapter.")
 @click.option("--rows", type=click.IntRange(1), default=50, help="Held-out rows to measure on.")
 @click.option("--force", is_flag=True, help="Keep the nearest merge even when none is faithful.")
+@click.option("--runs", default="runs", show_default=True, help="The folder of runs.")
 def merge(
     run: str,
     out: Path | None,
@@ -48,25 +50,27 @@ def merge(
     weight: float,
     rows: int,
     force: bool,
+    runs: str,
 ) -> None:
     """Merge a run's adapter into its base, and prove on held-out rows that it is the same model.
 
     Leaves merge-report.json; refuses when no merge does what base + adapter does.
     """
+    alloc.set_up()
     from halfbyte import api
 
     how = api.Merging(
         out=out,
         into=into,
-        dtype=None if dtype == "base" else dtype,
+        dtype=None if dtype == "auto" else dtype,
         adapters=dict(_weighted(text) for text in adapters),
         weight=weight,
         rows=rows,
         force=force,
     )
-    report = api.merge(run, how)
+    report = api.merge(run, how, runs)
     _print(report.lines())
-    click.echo(f"kept: the merge into the {report.kept} weights")
+    click.echo(f"kept    {report.kept}\nmerged  {how.out or api.find_run(run, runs).merged}")
 
 
 @click.command()
@@ -83,16 +87,24 @@ def merge(
 )
 @click.option("--adapter-only", is_flag=True, help="GGUF: the adapter alone, for --lora.")
 @click.option("--answers/--no-answers", default=True, help="Compare greedy answers too.")
+@click.option("--runs", default="runs", show_default=True, help="The folder of runs.")
 def export(
-    run: str, target: str, out: Path | None, kind: str, adapter_only: bool, answers: bool
+    run: str,
+    target: str,
+    out: Path | None,
+    kind: str,
+    adapter_only: bool,
+    answers: bool,
+    runs: str,
 ) -> None:
     """Export a run, open the export again, and compare its token ids and answers."""
+    alloc.set_up()
     from halfbyte import api
 
     if adapter_only and target != "gguf":
         raise InputError(f"--adapter-only: for --to gguf; --to {target} needs the whole model")
     how = api.Exporting(target, out, kind, adapter_only=adapter_only, answers=answers)
-    report = api.export(run, how)
+    report = api.export(run, how, runs)
     _print(report.lines())
 
 

@@ -57,6 +57,11 @@ class Fidelity:
     same_answers: int
     rows: int
 
+    @property
+    def differs(self) -> bool:
+        """Whether any choice or any answer is another one."""
+        return self.choices < 1 or self.same_answers < self.rows
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

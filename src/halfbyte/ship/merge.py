@@ -7,8 +7,10 @@ A merge into the dequantized weights keeps it. Which is nearer is measured, neve
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -17,13 +19,14 @@ import torch
 from torch import Tensor
 
 from halfbyte.errors import InputError
-from halfbyte.run.files import atomic_folder, require_space
+from halfbyte.model.adapter_config import WEIGHTS_FILE
+from halfbyte.run.files import atomic_folder, require_space, sha256_of
 from halfbyte.ship.companions import Companions
 from halfbyte.ship.deltas import Part, open_parts
 from halfbyte.ship.fidelity import Limits, Scored, compare
 from halfbyte.ship.quantize import Linear, Quantized, linear_layers, oriented
 from halfbyte.ship.report import REPORT, LayerNorms, MergeRefusedError, MergeReport, Outcome
-from halfbyte.ship.weights import Slot, StoredWeights, write_weights
+from halfbyte.ship.weights import NotFiniteError, Slot, StoredWeights, write_weights
 
 Form = Literal["original", "dequantized"]
 FORMS: Final[tuple[Form, ...]] = ("dequantized", "original")
@@ -35,7 +38,9 @@ class MergePlan:
 
     `base`: a transformers folder. `adapters`: folder → weight in the sum of deltas. `quantized`:
     how the adapters' training held the base; None where it was not quantized. `dtype`: the type
-    to store; None keeps each tensor's own. `forms`: the candidates; both by default.
+    to store; None keeps each tensor's own, and tries float16 too where answers then differ: it
+    rounds eight times finer than bfloat16, and is as large. `forms`: the candidates; both by
+    default.
     """
 
     base: Path
@@ -158,19 +163,27 @@ def merge(plan: MergePlan, out: Path, companions: Companions, proof: Proof) -> M
     forms = [form for form in plan.forms if form == "original" or plan.quantized is not None]
     if not forms:
         raise InputError("merge: the base was not quantized, so there is nothing to dequantize")
-    needed = _size(plan) * len(forms)
+    needed = _size(plan) * (len(forms) + 1)
     out.parent.mkdir(parents=True, exist_ok=True)
     require_space(out.parent, needed, "the merge")
     reference = proof.reference()
     outcomes: dict[str, Outcome] = {}
     with atomic_folder(out, needed) as temp:
-        for form in forms:
-            folder = temp / form
+
+        def measure(form: Form, dtype: torch.dtype | None, label: str) -> None:
+            folder = temp / label
             folder.mkdir()
             weights = MergedWeights(plan.base, parts, form, plan.quantized)
-            write_merged(weights, folder, plan.dtype, companions)
+            write_merged(weights, folder, dtype, companions)
             fidelity = compare(reference, proof.candidate(folder))
-            outcomes[form] = Outcome(fidelity, tuple(weights.norms.items()))
+            outcomes[label] = Outcome(fidelity, tuple(weights.norms.items()))
+
+        for form in forms:
+            measure(form, plan.dtype, form)
+        best = max(forms, key=lambda form: outcomes[form].nearness)
+        if plan.dtype is None and outcomes[best].fidelity.differs and _is_bfloat16(plan.base):
+            with suppress(NotFiniteError):  # a weight beyond float16's range: it stays bfloat16
+                measure(best, torch.float16, f"{best}-float16")
         report = MergeReport.of(plan, reference.perplexity, outcomes, proof)
         if report.kept is None:
             report.write(out.with_name(f"{out.name}-{REPORT}"))
@@ -178,6 +191,25 @@ def merge(plan: MergePlan, out: Path, companions: Companions, proof: Proof) -> M
         _promote(temp / report.kept, temp)
         report.write(temp / REPORT)
     return report
+
+
+def merged_from(folder: Path) -> tuple[Form, dict[Path, float]]:
+    """What a merged folder was made from, by its report: the form of the base, and the adapters
+    with their weights; no adapters where one of them is not there any more as it was."""
+    report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    form: Form = "dequantized" if report["kept"].startswith("dequantized") else "original"
+    parts = {}
+    for one in report["adapters"]:
+        weights = Path(one["folder"]) / WEIGHTS_FILE
+        if not weights.is_file() or sha256_of(weights) != one["sha256"]:
+            return form, {}
+        parts[Path(one["folder"])] = float(one["weight"])
+    return form, parts
+
+
+def _is_bfloat16(base: Path) -> bool:
+    weights = StoredWeights.of_folder(base)
+    return any(weights.dtype(name) == torch.bfloat16 for name in weights.names())
 
 
 def _promote(kept: Path, temp: Path) -> None:

@@ -56,6 +56,12 @@ class Outcome:
     fidelity: Fidelity
     layers: tuple[tuple[str, LayerNorms], ...]
 
+    @property
+    def nearness(self) -> tuple[float, float, float]:
+        """To be compared: equal choices first, then equal answers; a smaller drift breaks ties."""
+        one = self.fidelity
+        return one.choices, one.answers, -abs(one.drift)
+
     def share(self, part: str) -> float:
         """A part's norm over the delta's, over all layers (root of sums of squares)."""
         changed = [norms for _, norms in self.layers if norms.delta > 0]
@@ -66,7 +72,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
-    """The whole finding. `kept`: the form that was written, or None when the merge was refused."""
+    """The whole finding. `outcomes`: by form, with the type it was stored in where
+    that is not the base's (`dequantized-float16`). `kept`: the one that was written, or None when
+    the merge was refused."""
 
     base: str
     adapters: tuple[tuple[str, float, str], ...]
@@ -81,7 +89,7 @@ class MergeReport:
         cls, plan: MergePlan, perplexity: float, outcomes: Mapping[str, Outcome], proof: Proof
     ) -> MergeReport:
         """Choose the nearest candidate, and keep it if it is faithful or the user insists."""
-        best = max(outcomes, key=lambda form: _nearness(outcomes[form].fidelity))
+        best = max(outcomes, key=lambda form: outcomes[form].nearness)
         faithful = not proof.limits.broken_by(outcomes[best].fidelity)
         adapters = tuple(
             (str(folder), weight, sha256_of(folder / "adapter_model.safetensors"))
@@ -108,8 +116,10 @@ class MergeReport:
         for form, outcome in self.outcomes.items():
             one = outcome.fidelity
             faults = self.limits.broken_by(one)
+            into, _, stored = form.partition("-")
+            where = f"{into} weights, stored in {stored}" if stored else f"{into} weights"
             rows.append(
-                f"into the {form} weights: perplexity {one.perplexity:.4f} ({one.drift:+.4f} nats "
+                f"into the {where}: perplexity {one.perplexity:.4f} ({one.drift:+.4f} nats "
                 f"a token), {one.choices:.2%} equal choices, {one.same_answers} of {one.rows} "
                 f"answers the same ({one.answers:.1%} of tokens): "
                 + ("beyond " + ", ".join(faults) if faults else "faithful")
@@ -147,11 +157,6 @@ class MergeReport:
     def write(self, path: Path) -> None:
         """Write it as JSON."""
         write_atomic(path, json.dumps(self.to_json(), indent=2) + "\n")
-
-
-def _nearness(fidelity: Fidelity) -> tuple[float, float]:
-    """Equal choices first; the smaller drift breaks ties."""
-    return fidelity.choices, -abs(fidelity.drift)
 
 
 class MergeRefusedError(IntegrityError):

@@ -27,6 +27,10 @@ _ALIGN: Final = 8  # the header is padded with spaces, so that the weights begin
 INDEX: Final = "model.safetensors.index.json"
 
 
+class NotFiniteError(IntegrityError):
+    """A tensor holds values that are not finite in the type it is to be stored in."""
+
+
 class Weights(Protocol):
     """Named tensors that can be read one by one."""
 
@@ -169,7 +173,7 @@ def _append(out: BinaryIO, name: str, slot: Slot, tensor: Tensor) -> None:
         raise ValueError(f"{name}: shape {tuple(tensor.shape)} for a slot of {slot.shape}")
     cast = tensor.detach().to("cpu", slot.dtype).contiguous()
     if not bool(torch.isfinite(cast).all()):
-        raise IntegrityError(
+        raise NotFiniteError(
             f"{name}: holds values that are not finite in {_NAMES[slot.dtype]}",
             hint="Its weights are damaged, or too large for this type: write float32 instead.",
         )
