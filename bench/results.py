@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "results.md"
-COMMON = ("train.learning_rate=1e-3", "train.tensorboard=false")
+COMMON = ("train.tensorboard=false",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ TASKS = (
         (
             "data.train={data}/p3_rotten_tomatoes_Reviewer_Opinion_bad_good_choices.jsonl",
             "data.valid_size=50",
-            "train.epochs=3",
+            "train.epochs=2",
             "eval.max_new_tokens=16",
         ),
         ("label_accuracy", "exact_match", "perplexity", "stopped", "retention_perplexity"),
@@ -54,6 +54,7 @@ TASKS = (
         (
             "data.train={data}/p3_ag_news_classify_with_choices_question_first.jsonl",
             "data.valid_size=50",
+            "train.learning_rate=1e-3",
             "train.epochs=3",
             "eval.max_new_tokens=16",
         ),
@@ -68,6 +69,7 @@ TASKS = (
             "data.train={data}/p3_adversarial_qa_dbert_answer_the_following_q.jsonl",
             "data.valid={data}/p3_adversarial_qa_dbidaf_answer_the_following_q.jsonl",
             "data.max_length=768",
+            "train.learning_rate=1e-3",
             "train.epochs=3",
             "eval.max_new_tokens=32",
         ),
@@ -77,30 +79,34 @@ TASKS = (
     ),
     Task(
         "hinglish",
-        "Hinglish: say it in mixed Hindi and English (1,200 rows trained, 100 scored)",
+        "Hinglish: say it in mixed Hindi and English (1,200 rows trained once, 80 scored)",
         (
             "data.train={data}/hinglish_train.jsonl",
             "data.valid={data}/hinglish_test.jsonl",
             "data.limit=1200",
             "data.leakage=drop",
-            "train.epochs=2",
-            "eval.max_new_tokens=64",
+            "train.learning_rate=1e-3",
+            "train.epochs=1",
+            "eval.rows=80",
+            "eval.max_new_tokens=48",
         ),
         ("chrf", "bleu", "code_mixing", "perplexity", "stopped", "retention_perplexity"),
         "",
     ),
     Task(
         "gsm8k",
-        "GSM8K: school mathematics in steps (600 rows trained, 100 scored)",
+        "GSM8K: school mathematics in steps (400 rows trained once, 60 scored)",
         (
             "data.train={data}/gsm8k_train.jsonl",
             "data.valid={data}/gsm8k_test.jsonl",
-            "data.limit=600",
+            "data.limit=400",
+            "train.learning_rate=1e-3",
             "train.epochs=1",
-            "eval.max_new_tokens=200",
+            "eval.rows=60",
+            "eval.max_new_tokens=160",
         ),
         ("final_answer_match", "key_facts", "final_line", "perplexity", "retention_perplexity"),
-        "A model of this size does not learn arithmetic from 600 rows.",
+        "A model of this size does not learn arithmetic from 400 rows.",
     ),
 )
 

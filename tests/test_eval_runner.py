@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from halfbyte.data.batches import MicroLimits
+from halfbyte.data.batches import MicroLimits, plan_step
 from halfbyte.data.records import Encoded, Example, Message
 from halfbyte.errors import InputError
 from halfbyte.evaluate.records import Answer, Likelihood
@@ -100,6 +100,27 @@ def test_likelihood_does_not_depend_on_batching(tuned):
     for other in others:
         assert [one.nll for one in other] == pytest.approx([one.nll for one in first], rel=1e-5)
         assert [one.tokens for one in other] == [one.tokens for one in first]
+
+
+@pytest.mark.parametrize("prompt", [30, 12], ids=["trained apart", "trained in common"])
+def test_shared_beginnings_are_computed_once_and_given_to_every_row(tuned, prompt):
+    """Rows that begin alike, trained tokens in common or not, have each their own likelihood."""
+    rng = np.random.default_rng(5)
+    start = rng.integers(0, 256, 30)
+    rows = []
+    for extra in (0, 6, 9, 9, 14):
+        ids = np.concatenate([start, rng.integers(0, 256, extra + 1)]).astype(np.int32)
+        rows.append(Encoded(ids, np.arange(len(ids)) >= prompt, prompt))
+    rows.append(rows[1])  # the very same row twice
+    limits = MicroLimits(64, 4096, share=True)
+    (batch,) = plan_step(list(enumerate(rows)), limits)
+    assert batch.input_ids.numel() < sum(len(row) - 1 for row in rows)
+    found = likelihoods(subject(tuned, "m", "default"), rows, limits)
+    with adapter_state(tuned, "default"):
+        for one, row in zip(found, rows, strict=True):
+            nll, tokens, correct = plain_likelihood(tuned, row)
+            assert one.nll == pytest.approx(nll, rel=1e-5)
+            assert (one.tokens, one.correct) == (tokens, correct)
 
 
 def test_rows_without_targets_or_too_long_have_no_likelihood(tuned):

@@ -144,4 +144,5 @@ def _rectangle(rows: Sequence[Row]) -> Batch:
         weight=torch.ones(len(target), dtype=torch.float32),
         rows=tuple(row.index for row in rows),
         tokens=sum(row.length for row in rows),
+        owned=tuple(torch.arange(len(target)).split([len(row.targets) for row in rows])),
     )

@@ -92,6 +92,7 @@ class Batch:
     - `target`: int64 [N]. `weight`: float32 [N], how many rows share this target (1 without
       sharing): the loss is sum(weight * nll) over the step, divided by the step's sum of weights.
     - `rows`: the data-set indices of its examples. `tokens`: their real tokens counted one by one.
+    - `owned`: for each of `rows`, int64 [n], which of the N targets are its own.
     """
 
     input_ids: torch.Tensor
@@ -102,6 +103,7 @@ class Batch:
     weight: torch.Tensor
     rows: tuple[int, ...]
     tokens: int
+    owned: tuple[torch.Tensor, ...] = ()
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -114,4 +116,5 @@ class Batch:
             self.weight.to(device),
             self.rows,
             self.tokens,
+            self.owned,
         )

@@ -96,7 +96,8 @@ class Forest:
                 path[member].append(np.arange(start, stop))
             start = stop
         places = [np.concatenate(p)[row.places] for p, row in zip(path, rows, strict=True)]
-        predict, target, weight = _count(np.concatenate(places), [row.targets for row in rows])
+        counted = _count(np.concatenate(places), [row.targets for row in rows])
+        predict, target, weight, inverse = counted
         return Batch(
             input_ids=torch.from_numpy(np.concatenate(ids).astype(np.int64))[None],
             position_ids=torch.from_numpy(np.concatenate(positions))[None],
@@ -106,6 +107,7 @@ class Forest:
             weight=weight,
             rows=tuple(row.index for row in rows),
             tokens=sum(row.length for row in rows),
+            owned=tuple(inverse.split([len(row.targets) for row in rows])),
         )
 
     def _shared(self, subset: Sequence[int]) -> Ints:
@@ -159,14 +161,16 @@ def _nodes(rows: Sequence[Row], shared: Ints) -> list[_Node]:
 
 def _count(
     places: Ints, targets: Sequence[Ints]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each distinct (place, target) once, in order of places, with how many rows have it."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Each distinct (place, target) once, in order of places, with how many rows have it; and for
+    each given one, which distinct one it is."""
     pairs = np.stack([places, np.concatenate(targets)])
-    distinct, count = np.unique(pairs, axis=1, return_counts=True)
+    distinct, inverse, count = np.unique(pairs, axis=1, return_inverse=True, return_counts=True)
     return (
         torch.from_numpy(distinct[0].copy()),
         torch.from_numpy(distinct[1].copy()),
         torch.from_numpy(count.astype(np.float32)),
+        torch.from_numpy(inverse.reshape(-1).astype(np.int64)),
     )
 
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from torch import nn
@@ -32,7 +31,7 @@ from halfbyte.model.loss import TokenLoss
 
 Progress = Callable[[str, int, int], None]
 # as training packs them: about 2,000 tokens keep the products at full speed on a CPU
-LIMITS = MicroLimits(rows=64, tokens=2048, pack=True, share=False)
+LIMITS = MicroLimits(rows=64, tokens=2048, pack=True, share=True)
 
 
 def silent(_what: str, _done: int, _total: int) -> None:
@@ -158,29 +157,20 @@ def likelihoods(
     device = next(subject.model.parameters()).device
     loss = TokenLoss(subject.model)
     done = 0
-    # long rows first: packs of similar rows, and what does not fit in memory fails at once
-    usable.sort(key=lambda item: -len(item[1]))
+    # rows that begin alike meet in one part: their beginning is computed once
+    usable.sort(key=lambda item: item[1].ids.astype(">u4").tobytes())
     with adapter_state(subject.model, subject.adapter):
         for start in range(0, len(usable), limits.rows):
             part = usable[start : start + limits.rows]
-            for batch in plan_step(part, _alone(limits)):
+            for batch in plan_step(part, limits):
                 nll, correct = loss.token_nll(batch.to(device))
-                values = nll.double().cpu().numpy()
-                hits = correct.cpu().numpy()
-                # without shared prefixes the targets stand row after row
-                counts = [int(encoded[place].trained.sum()) for place in batch.rows]
-                edges = np.cumsum([0, *counts])
-                for place, low, high in zip(batch.rows, edges[:-1], edges[1:], strict=True):
-                    total, right = float(values[low:high].sum()), int(hits[low:high].sum())
-                    found[place] = Likelihood(total, int(high - low), right)
+                values, hits = nll.double().cpu(), correct.cpu()
+                for place, own in zip(batch.rows, batch.owned, strict=True):
+                    total, right = float(values[own].sum()), int(hits[own].sum())
+                    found[place] = Likelihood(total, len(own), right)
             done += len(part)
             progress("likelihood", done, len(usable))
     return found
-
-
-def _alone(limits: MicroLimits) -> MicroLimits:
-    """The same without shared prefixes: a shared target could not be given to its rows."""
-    return MicroLimits(limits.rows, limits.tokens, limits.pack, share=False)
 
 
 @contextmanager
