@@ -6,6 +6,9 @@
 Each training is a process of its own in its own environment (bench/peers/README.md says what is
 the same for all and what is not). `--run` chooses: TOOL:VARIANT, or TOOL:VARIANT:ROWS where fewer
 rows must do because it is slow; it then has no held-out loss. Prints a Markdown table.
+
+With `--json FILE` what was measured is added to the file, and the table is of all runs in it: so
+runs can be taken at different times. `--repeats 0` prints the table of the file alone.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,28 +39,32 @@ RUNS = (
     "trl:defaults", "trl:fp32", "trl:best",
 )  # fmt: skip
 HEADER = (
-    "tool", "settings", "rows", "steps", "seconds", "real tokens/s", "rows/s", "halfbyte is faster",
-    "peak RSS, MB", "of theirs halfbyte takes", "held-out loss", "against halfbyte's",
+    "tool", "settings", "runs", "rows", "steps", "seconds", "real tokens/s", "rows/s",
+    "halfbyte is faster", "peak RSS, MB", "of theirs halfbyte takes", "held-out loss", "against halfbyte's",
 )  # fmt: skip
 
 
 @dataclass
 class Entry:
-    """One tool with one variant; what its runs gave."""
+    """One tool with one variant; what its runs gave. `count` rows hold `tokens` real tokens."""
 
     tool: str
     variant: str
-    job: Job
+    count: int
+    tokens: int
     whole: bool
     seconds: list[float] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
-    answers: list[dict[str, Any]] = field(default_factory=list)
     loss: float | None = None
+    base_loss: float | None = None
+    steps: int = 0
+    adapter: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
         """Real tokens a second, of the median run."""
-        return self.job.tokens / statistics.median(self.seconds)
+        return self.tokens / statistics.median(self.seconds)
 
 
 def arguments() -> argparse.Namespace:
@@ -73,7 +80,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--trl", default=os.environ.get("BENCH_TRL"))
     parser.add_argument("--llamafactory", default=os.environ.get("BENCH_LLAMAFACTORY"))
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one training")
-    parser.add_argument("--json", type=Path, help="append what was measured to this file")
+    parser.add_argument("--json", type=Path, help="add what is measured to this file")
     return parser.parse_args()
 
 
@@ -102,26 +109,29 @@ def real_tokens(path: str, base: str) -> int:
     return sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
 
 
-def entries(given: argparse.Namespace, folder: Path) -> list[Entry]:
-    """What is to be run: tools without an interpreter are left out."""
+def prepare(given: argparse.Namespace, folder: Path) -> tuple[list[Entry], dict[int, Job]]:
+    """What is to be run, and the job for each number of rows; tools without an interpreter are
+    left out.
+    """
     from halfbyte.model import bases
 
     base = str(bases.resolve(given.base).folder)
     lines = given.data.read_text(encoding="utf-8").splitlines()
     rows = [chat(json.loads(line)) for line in lines[: given.rows + given.held_out]]
     held = write_rows(folder / "held_out.jsonl", rows[given.rows :])
-    found = []
+    found, jobs = [], {}
     for words in given.run:
         tool, variant, *some = words.split(":")
         if tool != "ours" and getattr(given, tool) is None:
             print(f"{tool}: no interpreter given, left out", file=sys.stderr)
             continue
         count = int(some[0]) if some else given.rows
-        path = write_rows(folder / f"rows{count}.jsonl", rows[:count])
-        tokens = real_tokens(path, base)
-        job = Job(base, path, held, "", variant, count, tokens, given.best_dtype)
-        found.append(Entry(tool, variant, job, count == given.rows))
-    return found
+        if count not in jobs:
+            path = write_rows(folder / f"rows{count}.jsonl", rows[:count])
+            tokens = real_tokens(path, base)
+            jobs[count] = Job(base, path, held, "", "", count, tokens, given.best_dtype)
+        found.append(Entry(tool, variant, count, jobs[count].tokens, count == given.rows))
+    return found, jobs
 
 
 class Peak(threading.Thread):
@@ -169,34 +179,54 @@ def run_child(command: list[str], threads: int, timeout: float) -> tuple[dict[st
     return json.loads(output.splitlines()[-1]), memory
 
 
-def train(entry: Entry, number: int, given: argparse.Namespace, folder: Path) -> None:
-    """One run of one tool."""
-    name = f"{entry.tool}-{entry.variant}-{number}"
-    job = replace(entry.job, output=str(folder / name))
-    path = job.write(folder / f"{name}.json")
+def train(entry: Entry, job: Job, given: argparse.Namespace, name: str) -> None:
+    """One run of one tool; `name` is the file of its job without the ending."""
+    job = replace(job, variant=entry.variant, output=name)
+    path = job.write(Path(f"{name}.json"))
     interpreter = sys.executable if entry.tool == "ours" else getattr(given, entry.tool)
     command = [interpreter, str(PEERS / SCRIPTS[entry.tool]), str(path)]
     answer, memory = run_child(command, given.threads, given.timeout)
-    entry.job = job
     entry.seconds.append(answer["seconds"])
     entry.memory.append(memory)
-    entry.answers.append(answer)
-    print(f"{name}: {answer['seconds']:.1f} s, {memory / 1e6:,.0f} MB", file=sys.stderr, flush=True)
+    entry.steps, entry.adapter = answer["steps"], answer["adapter"]
+    entry.versions = answer["versions"]
+    told = f"{entry.tool} {entry.variant}: {answer['seconds']:.1f} s, {memory / 1e6:,.0f} MB"
+    print(told, file=sys.stderr, flush=True)
 
 
-def score(found: list[Entry], given: argparse.Namespace, folder: Path) -> float:
-    """Give each entry the held-out loss of its last adapter; returns the base's."""
-    whole = [entry for entry in found if entry.whole and entry.answers]
-    adapters = [entry.answers[-1]["adapter"] for entry in whole]
-    path = folder / f"{whole[0].tool}-{whole[0].variant}-0.json"
+def score(found: list[Entry], job: Job, given: argparse.Namespace, folder: Path) -> None:
+    """Give each entry the held-out loss of its last adapter."""
+    whole = [entry for entry in found if entry.whole and entry.adapter]
+    if not whole:
+        return
+    path = job.write(folder / "score.json")
+    adapters = [entry.adapter for entry in whole]
     command = [sys.executable, str(PEERS / "score.py"), str(path), *adapters]
     losses = run_child(command, given.threads, given.timeout)[0]["losses"]
-    for entry, adapter in zip(whole, adapters, strict=True):
-        entry.loss = losses[adapter]
-    return float(losses["base"])
+    for entry in whole:
+        entry.loss, entry.base_loss = losses[entry.adapter], losses["base"]
 
 
-def print_table(found: list[Entry], base_loss: float) -> None:
+def remembered(path: Path | None, found: list[Entry]) -> list[Entry]:
+    """The new entries added to the file's; all of them as one list."""
+    if path is None:
+        return found
+    lines = path.read_text().splitlines() if path.exists() else []
+    told = [Entry(**json.loads(line)) for line in lines]
+    every = {(one.tool, one.variant, one.count): one for one in told}
+    for entry in found:
+        if not entry.seconds:
+            continue
+        old = every.setdefault((entry.tool, entry.variant, entry.count), entry)
+        if old is not entry:
+            entry.seconds = old.seconds + entry.seconds
+            entry.memory = old.memory + entry.memory
+            every[entry.tool, entry.variant, entry.count] = entry
+    path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in every.values()))
+    return list(every.values())
+
+
+def print_table(found: list[Entry]) -> None:
     ours = next(entry for entry in found if entry.tool == "ours")
     print("| " + " | ".join(HEADER) + " |")
     print("|" + "---|" * len(HEADER))
@@ -211,11 +241,12 @@ def print_table(found: list[Entry], base_loss: float) -> None:
         cells = (
             NAMES[entry.tool],
             entry.variant,
-            str(entry.job.count),
-            str(entry.answers[-1]["steps"]),
+            str(len(entry.seconds)),
+            str(entry.count),
+            str(entry.steps),
             f"{middle:.1f} ({min(entry.seconds):.1f} to {max(entry.seconds):.1f})",
             f"{entry.rate:,.0f}",
-            f"{entry.job.count / middle:.2f}",
+            f"{entry.count / middle:.2f}",
             f"{ours.rate / entry.rate:.2f}×" if other else "",
             f"{memory / 1e6:,.0f}",
             f"{statistics.median(ours.memory) / memory:.2f}" if other else "",
@@ -223,9 +254,10 @@ def print_table(found: list[Entry], base_loss: float) -> None:
             away,
         )
         print("| " + " | ".join(cells) + " |")
-    print(f"\nHeld-out loss of the base: {base_loss:.4f} nats a trained token.")
+    if ours.base_loss is not None:
+        print(f"\nHeld-out loss of the base: {ours.base_loss:.4f} nats a trained token.")
     for tool in dict.fromkeys(entry.tool for entry in found):
-        known = next(entry for entry in found if entry.tool == tool).answers[-1]["versions"]
+        known = next(entry for entry in found if entry.tool == tool).versions
         print("- " + ", ".join(f"{name} {value}" for name, value in known.items()))
 
 
@@ -234,21 +266,19 @@ def main() -> None:
     given.data = given.data.resolve()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        found = entries(given, folder)
+        found, jobs = prepare(given, folder)
         for number in range(given.repeats):
             for entry in found:
-                train(entry, number, given, folder)
-        base_loss = score(found, given, folder)
+                name = f"{entry.tool}-{entry.variant}-{number}"
+                train(entry, jobs[entry.count], given, str(folder / name))
+        score(found, next(iter(jobs.values())), given, folder)
+    every = remembered(given.json, found)
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine_words(given.threads)}")
-    print(f"{given.data.name}, {given.rows} rows, {found[0].job.tokens:,} real tokens, ", end="")
-    print(f"{given.held_out} held out, {given.repeats} runs of each in turn, medians (extremes)\n")
-    print_table(found, base_loss)
-    if given.json is not None:
-        with given.json.open("a") as file:
-            for entry in found:
-                told = {"tool": entry.tool, "variant": entry.variant, "loss": entry.loss}
-                told |= {"seconds": entry.seconds, "memory": entry.memory, "rows": entry.job.count}
-                file.write(json.dumps({**told, "answers": entry.answers}) + "\n")
+    print(
+        f"{given.data.name}, {given.rows} rows, {jobs[given.rows].tokens:,} real tokens, ", end=""
+    )
+    print(f"{given.held_out} held out; medians (extremes) of runs in turn\n")
+    print_table(every)
 
 
 if __name__ == "__main__":
