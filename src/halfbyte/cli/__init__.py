@@ -15,10 +15,12 @@ from halfbyte.errors import HalfbyteError
 
 # name: (module, attribute, help). The help stands here so that `halfbyte --help` loads no command.
 COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
+    "plan": ("plan", "plan", "What a training would take: memory, time, disk."),
     "train": ("training", "train", "Fine-tune a base with a recipe."),
     "resume": ("training", "resume", "Go on with a stopped run, exactly."),
     "generate": ("generating", "generate", "Answer a prompt with a run or a base."),
     "chat": ("chat", "chat", "Talk with a run or a base."),
+    "serve": ("serve", "serve", "Serve a base and its adapters over HTTP, as OpenAI does."),
     "eval": ("evaluate", "evaluate", "Score one model on held-out rows."),
     "compare": ("evaluate", "compare", "Base against tuned, row by row, with statistics."),
     "report": ("evaluate", "report", "Write a run's report: HTML, Markdown, JSON, text."),

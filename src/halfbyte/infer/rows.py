@@ -154,6 +154,7 @@ class Slots:
         for slot in self._slots:
             if slot.row is None:
                 slot.ids = ()
+                slot.adapter = None  # its weights would stay in memory
 
     def _longest_match(self, row: Row) -> tuple[int, int]:
         """The slot that begins most like the row, and how many tokens of it can be taken over:

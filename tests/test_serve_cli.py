@@ -1,0 +1,266 @@
+"""The command: starting, stopping, what it refuses, vLLM's line, and the examples of the docs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from halfbyte.cli import cli
+from halfbyte.errors import InputError, MissingError
+from halfbyte.serve import Keys
+from halfbyte.serve.vllm import command, start
+from tests.serving import QUESTION, World, make_run, make_world, running
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "serving.md"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def begun(world: World, *more: str) -> tuple[subprocess.Popen[str], int]:
+    """`halfbyte serve` as a process of its own that listens."""
+    port = free_port()
+    line = [sys.executable, "-m", "halfbyte", "serve", str(world.base), "--runs", str(world.runs)]
+    process = subprocess.Popen(
+        [*line, "--port", str(port), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    assert f":{port}/v1" in said, (said, process.stderr and process.stderr.read())
+    return process, port
+
+
+def ask(port: int, new: int) -> socket.socket:
+    """A connection whose request has begun to be answered."""
+    body = json.dumps({"model": "red", "messages": QUESTION, "max_tokens": new, "stream": True})
+    one = socket.create_connection(("127.0.0.1", port), timeout=60)
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    one.sendall(head.encode() + body.encode())
+    return one
+
+
+def rest(one: socket.socket) -> str:
+    parts = []
+    while part := one.recv(65536):
+        parts.append(part)
+    one.close()
+    return b"".join(parts).decode()
+
+
+def test_told_to_stop_it_finishes_what_it_began(world: World) -> None:
+    """SIGTERM during an answer: the answer comes to its end, no new connection is taken, and the
+    exit code is 0."""
+    process, port = begun(world)
+    try:
+        one = ask(port, 350)
+        first = one.recv(200).decode()
+        process.send_signal(signal.SIGTERM)
+        assert (first + rest(one)).rstrip().endswith("data: [DONE]\r\n\r\n0".rstrip())
+        assert process.wait(60) == 0
+        with pytest.raises(ConnectionError):
+            socket.create_connection(("127.0.0.1", port), timeout=5)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_without_grace_it_says_that_it_cut_off(world: World) -> None:
+    """SIGINT with an answer that does not finish in time: the exit code is 130, and the stream
+    ends with an error, not as if it were whole."""
+    process, port = begun(world, "--grace-seconds", "0")
+    try:
+        asked = [ask(port, 400) for _ in range(4)]
+        first = asked[0].recv(200).decode()
+        process.send_signal(signal.SIGINT)
+        said = first + rest(asked[0])
+        assert "[DONE]" not in said
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_help_loads_no_server() -> None:
+    """`halfbyte --help` and `halfbyte serve --help` import neither FastAPI nor torch."""
+    code = (
+        "import sys; from halfbyte.cli import cli\n"
+        "for a in (['--help'], ['serve', '--help']):\n"
+        "    try: cli.main(args=a, standalone_mode=False)\n"
+        "    except SystemExit: pass\n"
+        "print([m for m in ('fastapi', 'torch', 'uvicorn', 'llguidance') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def run_cli(*arguments: str) -> Any:
+    return CliRunner().invoke(cli, ["serve", *arguments])
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where FastAPI is not installed the message is the command that installs it."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    error = run_cli().exception
+    assert isinstance(error, MissingError)
+    assert error.message == "The server extra is missing: pip install 'halfbyte[serve]'"
+
+
+def test_beyond_loopback_it_does_not_start_without_a_key(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 27: the command refuses before anything is loaded; the key may come from the
+    environment."""
+    monkeypatch.delenv("HALFBYTE_API_KEY", raising=False)
+    error = run_cli("--host", "0.0.0.0").exception
+    assert isinstance(error, InputError)
+    assert "HALFBYTE_API_KEY" in error.hint
+    monkeypatch.setenv("HALFBYTE_API_KEY", "long-enough")
+    where = (str(world.base), "--runs", str(world.runs))
+    line = run_cli(*where, "--host", "0.0.0.0", "--engine", "vllm", "--print-command")
+    assert line.exception is None
+    assert "long-enough" not in line.output
+
+
+def test_the_line_for_vllm(world: World) -> None:
+    """vLLM is started with the same base, names, folders and address; the key goes by the
+    environment; what it cannot serve with the others is named."""
+    make_run(world.runs, "dora", world.base, 3, dora=True)
+    make_run(world.runs, "wide", world.base, 3, rank=20)
+    make_run(world.runs, "quantized", world.base, 3, "method: qlora")
+    line = command(world.settings(keys=Keys("an-api-key")), ["--tensor-parallel-size=2"])
+    parts = list(line.arguments)
+    assert parts[:3] == ["vllm", "serve", str(world.base.resolve())]
+    assert parts[parts.index("--served-model-name") + 1] == world.base.name
+    assert parts[parts.index("--max-lora-rank") + 1] == "32"
+    modules = parts[parts.index("--lora-modules") + 1 : -1]
+    assert [module.partition("=")[0] for module in modules] == ["red", "green", "blue", "wide"]
+    for module in modules:
+        assert (Path(module.partition("=")[2]) / "adapter_model.safetensors").is_file()
+    assert parts[-1] == "--tensor-parallel-size=2"
+    assert line.environment == {"VLLM_API_KEY": "an-api-key"}
+    assert "an-api-key" not in str(line)
+    assert set(line.left_out) == {"dora", "quantized"}
+    for name in ("dora", "wide", "quantized"):
+        shutil.rmtree(world.runs / name)
+
+
+def test_vllm_takes_the_place_of_this_process(world: World, tmp_path: Path) -> None:
+    """Where a `vllm` is installed it gets the arguments and the key; where not, the hint says
+    what to do."""
+    line = [sys.executable, "-m", "halfbyte", "serve", str(world.base), "--runs", str(world.runs)]
+    line += ["--engine", "vllm", "--vllm-arg", "--tensor-parallel-size=2"]
+    bare = {**os.environ, "PATH": str(tmp_path), "HALFBYTE_API_KEY": "an-api-key"}
+    done = subprocess.run(line, env=bare, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "pip install vllm" in done.stderr
+    fake = tmp_path / "vllm"
+    fake.write_text('#!/bin/sh\necho "$VLLM_API_KEY" "$@"\nexit 7\n')
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    done = subprocess.run(line, env=bare, capture_output=True, text=True, check=False)
+    assert done.returncode == 7
+    assert done.stdout.startswith("an-api-key serve ")
+    assert done.stdout.rstrip().endswith("--tensor-parallel-size=2")
+    with pytest.raises(MissingError):
+        start(type(command(world.settings()))(("no-such-program",), {}, {}))
+
+
+def blocks(kind: str) -> list[str]:
+    """The examples of the docs in this language."""
+    return re.findall(rf"```{kind}\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_examples_of_the_docs_run(world: World, tmp_path: Path) -> None:
+    """Every shell and Python example of docs/serving.md does what it says against a server."""
+    with running(world.settings(keys=Keys(admin="admin-key-1"))) as server:
+
+        def adapted(text: str) -> str:
+            for here, there in (
+                ("http://127.0.0.1:8000", server.url),
+                ("smollm2-135m", world.base.name),
+                ("my-run", "red"),
+                ("halfbyte serve", f"halfbyte serve {world.base} --runs {world.runs}"),
+                ("halfbyte ", f"{shlex.quote(sys.executable)} -m halfbyte "),
+            ):
+                text = text.replace(here, there)
+            return text
+
+        environment = {**os.environ, "HALFBYTE_ADMIN_KEY": "admin-key-1"}
+        outputs = []
+        for text in blocks("sh"):
+            done = subprocess.run(
+                ["bash", "-ec", adapted(text)],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            outputs.append(done.stdout)
+        for text in blocks("python"):
+            exec(compile(adapted(text), str(DOCS), "exec"), {})
+    assert [len(blocks("sh")), len(blocks("python"))] == [5, 2]
+    models, chat, loaded, unloaded, line = outputs
+    assert {card["id"] for card in json.loads(models)["data"]} >= {world.base.name, "red"}
+    assert json.loads(chat)["choices"][0]["message"]["content"] == world.alone(
+        "red", QUESTION[0]["content"]
+    )
+    assert "added" in loaded
+    assert "removed" in unloaded
+    assert line.startswith("vllm serve ")
+
+
+def test_the_limits_of_the_docs_are_those_of_the_code() -> None:
+    """The table of limits names the defaults of the settings."""
+    from halfbyte.serve import Limits
+
+    text, limits = DOCS.read_text(encoding="utf-8"), Limits()
+    for words in (
+        f"| headers | {limits.header_bytes >> 10} KB, {limits.header_seconds:.0f} s |",
+        f"| body | {limits.body_bytes >> 20} MB, {limits.body_seconds:.0f} s |",
+        f"| JSON | {limits.json_depth} levels |",
+        f"| messages of a conversation | {limits.messages} |",
+        f"`--max-batch` {limits.rows}",
+        f"`--max-waiting` {limits.waiting}",
+        f"`--max-adapters` {limits.adapters}",
+        f"`--request-seconds` {limits.request_seconds:.0f}",
+        f"| connections | {limits.connections} |",
+        f"| between requests on a connection | {limits.idle_seconds:.0f} s |",
+        f"| a client that does not read | {limits.stall_seconds:.0f} s |",
+        f"`--grace-seconds` ({limits.grace_seconds:.0f})",
+        f"({limits.new_tokens} if neither is given)",
+    ):
+        assert words in text, words
+
+
+def test_the_server_answers_while_time_passes(world: World) -> None:
+    """A server that has been idle for a while still answers: nothing in it runs out."""
+    with running(world.settings(limits={"idle_seconds": 1.0})) as server:
+        before = server.text("red")
+        time.sleep(1.2)
+        assert server.text("red") == before

@@ -1,0 +1,65 @@
+"""The OpenAPI description against the server, by schemathesis: nothing a client sends is a 5xx."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from hypothesis import Phase, settings
+from schemathesis.checks import CheckFunction
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from halfbyte.serve import Keys
+from tests.serving import Running, make_world, running
+
+# 200 cases an endpoint take minutes: HALFBYTE_CASES=200 python -m pytest tests/test_serve_schema.py
+CASES = int(os.environ.get("HALFBYTE_CASES", "15"))
+CHECKS: list[CheckFunction] = [
+    schemathesis.checks.not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    world = make_world(tmp_path_factory.mktemp("world"))
+    limits = {"new_tokens": 4, "request_seconds": 20.0}
+    with running(world.settings(limits=limits, keys=Keys(admin="admin-key-1"))) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def schema(server: Running) -> schemathesis.BaseSchema:
+    return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+
+
+described = schemathesis.pytest.from_fixture("schema")
+
+
+@described.parametrize()
+@settings(max_examples=CASES, deadline=None, phases=[Phase.explicit, Phase.generate])
+def test_whatever_is_sent_is_answered_as_described(case: schemathesis.Case) -> None:
+    """Requests made from the description, right ones and wrong ones, get no 5xx, and responses
+    with the status, type and shape that the description gives."""
+    case.call_and_validate(checks=CHECKS, headers={"Authorization": "Bearer admin-key-1"})
+
+
+def test_every_route_is_described(server: Running) -> None:
+    """The description has all eight routes, each with its errors in OpenAI's form."""
+    description = server.ask("GET", "/openapi.json")[1]
+    operations = [
+        operation for path in description["paths"].values() for operation in path.values()
+    ]
+    assert len(operations) == 8
+    for operation in operations:
+        refused = operation["responses"]["400"]["content"]["application/json"]["schema"]
+        assert refused["$ref"].endswith("/ErrorBody")
+        assert "422" not in operation["responses"]
