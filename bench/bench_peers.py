@@ -40,7 +40,8 @@ RUNS = (
 )  # fmt: skip
 HEADER = (
     "tool", "settings", "runs", "rows", "steps", "seconds", "real tokens/s", "rows/s",
-    "halfbyte is faster", "peak RSS, MB", "of theirs halfbyte takes", "held-out loss", "against halfbyte's",
+    "halfbyte is faster", "peak RSS, MB", "of theirs halfbyte takes", "held-out loss",
+    "against halfbyte's",
 )  # fmt: skip
 
 
