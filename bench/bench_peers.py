@@ -7,6 +7,9 @@ Each training is a process of its own in its own environment (bench/peers/README
 the same for all and what is not). `--run` chooses: TOOL:VARIANT, or TOOL:VARIANT:ROWS where fewer
 rows must do because it is slow; it then has no held-out loss. Prints a Markdown table.
 
+Processor seconds are measured too. On a machine that others use, BENCH_BY_CPU=1 with `--threads 1`
+makes the table of those: one thread's are what its clock would show if it were alone.
+
 With `--json FILE` what was measured is added to the file, and the table is of all runs in it: so
 runs can be taken at different times. `--repeats 0` prints the table of the file alone.
 """
@@ -31,6 +34,7 @@ import psutil
 from machine import machine_words
 from peers.job import Job, read_rows
 
+BY_CPU = os.environ.get("BENCH_BY_CPU") == "1"
 PEERS = Path(__file__).resolve().parent / "peers"
 SCRIPTS = {"ours": "run_ours.py", "trl": "run_trl.py", "llamafactory": "run_llamafactory.py"}
 NAMES = {"ours": "halfbyte", "trl": "TRL", "llamafactory": "LLaMA-Factory"}
@@ -55,6 +59,7 @@ class Entry:
     tokens: int
     whole: bool
     seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
     loss: float | None = None
     base_loss: float | None = None
@@ -63,9 +68,14 @@ class Entry:
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
+    def middle(self) -> float:
+        """Seconds of the median run: on the clock, or, with one thread, of the processor."""
+        return statistics.median(self.cpu if BY_CPU else self.seconds)
+
+    @property
     def rate(self) -> float:
         """Real tokens a second, of the median run."""
-        return self.tokens / statistics.median(self.seconds)
+        return self.tokens / self.middle
 
 
 def arguments() -> argparse.Namespace:
@@ -188,10 +198,12 @@ def train(entry: Entry, job: Job, given: argparse.Namespace, name: str) -> None:
     command = [interpreter, str(PEERS / SCRIPTS[entry.tool]), str(path)]
     answer, memory = run_child(command, given.threads, given.timeout)
     entry.seconds.append(answer["seconds"])
+    entry.cpu.append(answer["cpu"])
     entry.memory.append(memory)
     entry.steps, entry.adapter = answer["steps"], answer["adapter"]
     entry.versions = answer["versions"]
-    told = f"{entry.tool} {entry.variant}: {answer['seconds']:.1f} s, {memory / 1e6:,.0f} MB"
+    told = f"{entry.tool} {entry.variant}: {answer['seconds']:.1f} s, {answer['cpu']:.1f} s of the "
+    told += f"processor, {memory / 1e6:,.0f} MB"
     print(told, file=sys.stderr, flush=True)
 
 
@@ -222,6 +234,7 @@ def remembered(path: Path | None, found: list[Entry]) -> list[Entry]:
         if old is not entry:
             entry.seconds = old.seconds + entry.seconds
             entry.memory = old.memory + entry.memory
+            entry.cpu = old.cpu + entry.cpu
             every[entry.tool, entry.variant, entry.count] = entry
     path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in every.values()))
     return list(every.values())
@@ -232,7 +245,7 @@ def print_table(found: list[Entry]) -> None:
     print("| " + " | ".join(HEADER) + " |")
     print("|" + "---|" * len(HEADER))
     for entry in found:
-        middle = statistics.median(entry.seconds)
+        times = entry.cpu if BY_CPU else entry.seconds
         memory = statistics.median(entry.memory)
         other = entry is not ours
         loss = "–" if entry.loss is None else f"{entry.loss:.4f}"
@@ -245,9 +258,9 @@ def print_table(found: list[Entry]) -> None:
             str(len(entry.seconds)),
             str(entry.count),
             str(entry.steps),
-            f"{middle:.1f} ({min(entry.seconds):.1f} to {max(entry.seconds):.1f})",
+            f"{entry.middle:.1f} ({min(times):.1f} to {max(times):.1f})",
             f"{entry.rate:,.0f}",
-            f"{entry.count / middle:.2f}",
+            f"{entry.count / entry.middle:.2f}",
             f"{ours.rate / entry.rate:.2f}×" if other else "",
             f"{memory / 1e6:,.0f}",
             f"{statistics.median(ours.memory) / memory:.2f}" if other else "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,23 @@ def data_folder(job: Job) -> Path:
 def main() -> None:
     job = read_job()
     from llamafactory.train.tuner import run_exp
+    from transformers import TrainerCallback
 
-    run_exp(settings(job, data_folder(job)))
+    clock: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: object, **__: object) -> None:
+            clock.append(time.process_time())
+
+        def on_train_end(self, *_: object, **__: object) -> None:
+            clock.append(time.process_time())
+
+    run_exp(settings(job, data_folder(job)), callbacks=[Clock()])
     results = json.loads((Path(job.output) / "train_results.json").read_text())
     state = json.loads((Path(job.output) / "trainer_state.json").read_text())
     answer(
         seconds=results["train_runtime"],
+        cpu=clock[-1] - clock[0],
         steps=state["global_step"],
         adapter=job.output,
         losses=[one["loss"] for one in state["log_history"] if "loss" in one],

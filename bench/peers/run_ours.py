@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 from job import Job, answer, read_job, versions
@@ -48,14 +49,19 @@ def main() -> None:
     from halfbyte import api
 
     training = api.prepare_training(load_config(None, overrides(job)))
-    seconds, losses, tokens = 0.0, [], 0
+    seconds = cpu = 0.0
+    losses, tokens, before = [], 0, time.process_time()
     for event in training.events():
+        now = time.process_time()
+        before, spent = now, now - before
         if event.kind == "stepped":
             seconds += event.seconds
+            cpu += spent
             tokens += event.tokens
             losses.append(event.loss)
     answer(
         seconds=seconds,
+        cpu=cpu,
         steps=len(losses),
         adapter=str(training.run.adapter),
         losses=losses,

@@ -78,12 +78,13 @@ def main() -> None:
         for parameter in ready.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     done = ready.train()
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     ready.save_model(job.output)
     answer(
         seconds=seconds,
+        cpu=cpu,
         steps=done.global_step,
         adapter=job.output,
         losses=[one["loss"] for one in ready.state.log_history if "loss" in one],
