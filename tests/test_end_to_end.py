@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from halfbyte import api
@@ -100,6 +101,29 @@ def test_the_base_answers_with_the_adapter_off(base: Path, rows: Path, tmp_path:
     off = api.answer(opened, ["Say red."], wanted, base=True)[0].ids
     assert off == api.answer(api.open_base(str(base)), ["Say red."], wanted)[0].ids
     assert api.answer(opened, ["Say red."], wanted)[0].ids != off
+
+
+def test_demo_prompts_are_answered_one_of_each_kind(base: Path) -> None:
+    """`generate --demo` shows every built-in example with its context, or as JSON lines."""
+    shown = run("generate", str(base), "--demo", "--max-new-tokens", "2")
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.count("\n> ") + shown.stdout.startswith("> ") == 8
+    assert "| The museum is open" in shown.stdout
+    lines = run("generate", str(base), "--demo", "--max-new-tokens", "2", "--json").stdout
+    assert [json.loads(line)["tokens"] for line in lines.splitlines()] == [2] * 8
+
+
+def test_a_result_has_a_card_with_the_hubs_front_matter(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    """The model card names base, library, settings and the held-out loss before and after."""
+    folder = train(base, rows, tmp_path, "train.max_steps=2")
+    text = (folder.adapter / "README.md").read_text(encoding="utf-8")
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["base_model"] == str(base)
+    assert head["library_name"] == "peft"
+    assert "| rank | 16 |" in text
+    assert "| loss before |" in text
 
 
 def test_an_interrupted_run_resumes_to_the_same_bytes(
@@ -307,13 +331,19 @@ def test_two_processes_take_the_steps_of_one(base: Path, rows: Path, tmp_path: P
     assert losses("two") == pytest.approx(losses("one"), rel=1e-5)
 
 
-def test_a_memory_limit_is_kept_or_refused(base: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_memory_limit_is_kept_or_refused(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Below the least it needs a training is refused; near it, activations are recomputed."""
+    # of a tiny model the libraries would be a thousand times the rest
+    monkeypatch.setattr("halfbyte.api.arranging.held_now", lambda _: 0)
     words = (f"model.base={base}", f"data.train={rows}", f"runs={tmp_path}", "method=lora")
     with pytest.raises(ResourceError) as refused:
         api.prepare_training(load_config(None, (*words, "train.memory_limit=0.1MB")))
     assert refused.value.exit_code == 3
-    near = api.prepare_training(load_config(None, (*words, "train.memory_limit=2MB")))
     far = api.prepare_training(load_config(None, (*words, "train.memory_limit=2GB")))
-    assert any("recomputed" in note for note in near.summary.notes)
     assert not far.summary.notes
+    limit = f"train.memory_limit={0.93 * far.summary.arrangement.peak / 1e6:.3f}MB"
+    near = api.prepare_training(load_config(None, (*words, limit)))
+    assert any("recomputed" in note for note in near.summary.notes)
+    assert near.run.receipt.read_text().count('"recomputed": ') == 1

@@ -4,7 +4,7 @@ from halfbyte.api.chatting import Chat
 from halfbyte.api.comparing import compare_run, compare_runs, require
 from halfbyte.api.evaluating import Asked, evaluate_run
 from halfbyte.api.evidence import Compared, report_run
-from halfbyte.api.generating import answer, sampling, with_template
+from halfbyte.api.generating import Question, answer, demo_questions, sampling, with_template
 from halfbyte.api.opening import Opened, find_run, open_any, open_base, open_run, run_config
 from halfbyte.api.shipping import Exporting, Merging, export, merge
 from halfbyte.api.training import Summary, Training, prepare_resume, prepare_training
@@ -16,11 +16,13 @@ __all__ = [
     "Exporting",
     "Merging",
     "Opened",
+    "Question",
     "Summary",
     "Training",
     "answer",
     "compare_run",
     "compare_runs",
+    "demo_questions",
     "evaluate_run",
     "export",
     "find_run",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from halfbyte.api.opening import Opened
+from halfbyte.data.builtin import load_builtin
 from halfbyte.data.records import Message
 from halfbyte.infer import PRESETS, Completion, Engine, Request, Sampling
 
@@ -31,16 +32,29 @@ def with_template(opened: Opened, wanted: Sampling) -> Sampling:
     return Sampling(**values)
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked, with the context it is to be answered from, if any."""
+
+    prompt: str
+    context: str | None = None
+
+
+def demo_questions() -> list[Question]:
+    """The built-in examples: one for each kind of task."""
+    return [Question(row.prompt[0].content, row.context) for row in load_builtin("demo")]
+
+
 def answer(
     opened: Opened,
-    prompts: Sequence[str],
+    asked: Sequence[str | Question],
     wanted: Sampling,
     *,
     system: str | None = None,
-    context: str | None = None,
     base: bool = False,
 ) -> list[Completion]:
-    """One completion for each prompt, in order; `base` answers with the adapter off.
+    """One completion for each question (a text is one without context), in order; `base` answers
+    with the adapter off.
 
     Raises:
         InputError: a prompt is longer than the model's context.
@@ -48,12 +62,11 @@ def answer(
     system = system if system is not None else opened.config.data.system
     first = (Message("system", system),) if system else ()
     chosen = with_template(opened, wanted)
-    requests = [
-        Request(
-            tuple(opened.template.encode_prompt((*first, Message("user", prompt)), context)),
-            chosen,
-            None if base else opened.adapter,
-        )
-        for prompt in prompts
-    ]
+    adapter = None if base else opened.adapter
+
+    def request(one: Question) -> Request:
+        turns = (*first, Message("user", one.prompt))
+        return Request(tuple(opened.template.encode_prompt(turns, one.context)), chosen, adapter)
+
+    requests = [request(Question(one) if isinstance(one, str) else one) for one in asked]
     return Engine(opened.model, opened.tokenizer).generate(requests)

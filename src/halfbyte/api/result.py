@@ -8,7 +8,9 @@ from halfbyte.config import Config
 from halfbyte.data.prepare import Prepared
 from halfbyte.data.templates import Template
 from halfbyte.model.adapters import save
-from halfbyte.run import RunFolder, atomic_folder
+from halfbyte.model.catalogue import find
+from halfbyte.run import RunFolder, atomic_folder, read_metrics
+from halfbyte.ship.card import CardFacts, model_card
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,21 +48,34 @@ def copy_template(tokenizer: PreTrainedTokenizerBase, template: Template, folder
 
 
 def _card(run: RunFolder, config: Config, data: Prepared) -> str:
-    lines = [
-        "---",
-        f"base_model: {config.model.base}",
-        "library_name: peft" if config.method != "full" else "library_name: transformers",
-        "tags: [halfbyte]",
-        "---",
-        f"# {run.name}",
-        "",
-        f"{config.model.base}, fine-tuned by halfbyte with method `{config.method}` on "
-        f"{len(data.train):,} rows of `{config.data.train}` ({len(data.valid):,} held out).",
-        "",
-        f"Template: `{data.template.name}` (stored as the tokenizer's chat template).",
-        f"Trained tokens: {config.data.train_on}. Longest row: {config.data.max_length} tokens.",
-        "",
-        "Scores against the base: see `eval/` and `report/` in the run folder.",
-        "",
-    ]
-    return "\n".join(lines)
+    entry = find(config.model.base)
+    settings = {
+        "rows": f"{len(data.train):,} of {config.data.train} ({len(data.valid):,} held out)",
+        "template": f"{data.template.name}, stored as the tokenizer's chat template",
+        "trained tokens": config.data.train_on,
+        "longest row": f"{config.data.max_length} tokens",
+        "epochs": config.train.epochs,
+        "rows a step": config.train.batch_size,
+        "learning rate": config.learning_rate,
+    }
+    if config.method != "full":
+        settings |= {"rank": config.lora.rank, "alpha": config.lora.alpha}
+    facts = CardFacts(
+        run.name,
+        config.model.base if entry is None else entry.hub,
+        config.model.revision,
+        None if entry is None else entry.licence,
+        config.method,
+        config.method == "full",
+        settings,
+        _held_out_losses(run),
+    )
+    return model_card(facts)
+
+
+def _held_out_losses(run: RunFolder) -> dict[str, object]:
+    """The held-out loss before training, and the best one."""
+    losses = [one["loss"] for one in read_metrics(run.metrics) if one["event"] == "evaluated"]
+    if not losses:
+        return {}
+    return {"loss before": f"{losses[0]:.4f}", "loss": f"{min(losses):.4f}"}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from halfbyte.errors import InputError
 from halfbyte.model.fast import alloc
+
+if TYPE_CHECKING:
+    from halfbyte.api import Question
 
 PRESETS = ("creative", "balanced", "deterministic")
 
@@ -18,6 +21,7 @@ PRESETS = ("creative", "balanced", "deterministic")
 @click.command()
 @click.argument("model")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@click.option("--demo", is_flag=True, help="The built-in examples, one of each kind of task.")
 @click.option("--file", "file", type=click.Path(path_type=Path), help="A prompt a line.")
 @click.option("--context", help="A context for every prompt.")
 @click.option("--system", help="A system message.")
@@ -36,6 +40,7 @@ PRESETS = ("creative", "balanced", "deterministic")
 def generate(
     model: str,
     prompts: tuple[str, ...],
+    demo: bool,
     file: Path | None,
     context: str | None,
     system: str | None,
@@ -48,26 +53,30 @@ def generate(
 
     Without a prompt, standard input is one.
     """
-    asked = list(prompts) + _lines(file)
-    if not asked:
-        asked = [sys.stdin.read().strip()]
-    if not all(asked):
+    texts = list(prompts) + _lines(file)
+    if not texts and not demo:
+        texts = [sys.stdin.read().strip()]
+    if not all(texts):
         raise InputError("an empty prompt", "Give the prompt as an argument, a file or on stdin.")
     alloc.set_up()
     from halfbyte import api
 
     chosen = api.sampling(**{name: value for name, value in sampling.items() if value is not None})
     opened = api.open_any(model, runs)
-    for prompt, done in zip(
-        asked,
-        api.answer(opened, asked, chosen, system=system, context=context, base=base),
-        strict=True,
-    ):
+    asked: list[Question] = [api.Question(text, context) for text in texts]
+    asked += api.demo_questions() if demo else []
+    answers = api.answer(opened, asked, chosen, system=system, base=base)
+    for one, done in zip(asked, answers, strict=True):
         if as_json:
-            record = {"prompt": prompt, "answer": done.text, "finish": done.finish}
+            record = {"prompt": one.prompt, "answer": done.text, "finish": done.finish}
             click.echo(json.dumps({**record, "tokens": len(done.ids)}, ensure_ascii=False))
         else:
-            click.echo(f"> {prompt}\n{done.text}\n" if len(asked) > 1 else done.text)
+            click.echo(_shown(one, done.text) if len(asked) > 1 else done.text)
+
+
+def _shown(one: Question, answer: str) -> str:
+    given = f"| {one.context}\n" if one.context is not None else ""
+    return f"{given}> {one.prompt}\n{answer}\n"
 
 
 def _lines(file: Path | None) -> list[str]:

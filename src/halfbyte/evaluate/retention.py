@@ -7,12 +7,11 @@ answers that count as right.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from importlib.resources import files
 from typing import Final
 
-from halfbyte.data.records import Example, Message
+from halfbyte.data.builtin import load_builtin
+from halfbyte.data.records import Example
 from halfbyte.evaluate.scores import REGISTRY, Score
 from halfbyte.evaluate.text import words
 
@@ -24,15 +23,10 @@ _SCORES: Final = ("exact_match", "contains", "f1")
 def retention_examples(trained: Iterable[str] = ()) -> tuple[Example, ...]:
     """The general rows, without those whose question stands in a `trained` prompt."""
     seen = {" ".join(words(prompt)) for prompt in trained}
-    text = files("halfbyte.evaluate").joinpath("data/retention.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()]
     return tuple(
-        Example(
-            messages=(Message("user", row["instruction"]), Message("assistant", row["response"])),
-            extra={"kind": row["kind"], "references": row["references"]},
-        )
-        for row in rows
-        if " ".join(words(row["instruction"])) not in seen
+        row
+        for row in load_builtin("retention")
+        if " ".join(words(row.prompt[0].content)) not in seen
     )
 
 

@@ -11,9 +11,9 @@ from halfbyte.errors import DataError
 
 __all__ = ["BUILTINS", "load_builtin"]
 
-BUILTINS: Final[tuple[str, ...]] = ("tutor", "hinglish", "retention")
+BUILTINS: Final[tuple[str, ...]] = ("tutor", "hinglish", "retention", "demo")
 """tutor: explains in steps, ends with `Answer: …`. hinglish: everyday chat. retention: general
-short questions that no recipe trains on."""
+short questions that no recipe trains on. demo: one prompt for each kind of task, to look at."""
 
 _HERE: Final = Path(__file__).parent
 
