@@ -245,9 +245,11 @@ def test_names_open_nothing_outside(
         assert (status, is_error(error)) in {(404, True), (400, True)}, name
         if name != "\ud800":  # JSON may say it, but it is no text
             assert status == 404, name
-        for key in ("lora_name", "lora_path"):
-            given = {"lora_name": "new", "lora_path": "red", key: name}
-            assert server.ask("POST", LOAD, given, ADMIN)[0] in {400, 404, 422}
+        given = {"lora_name": "new", "lora_path": name}
+        assert server.ask("POST", LOAD, given, ADMIN)[0] in {400, 404}, name
+        if name not in {"linked", "inside"}:  # fine as second names for an adapter
+            given = {"lora_name": name, "lora_path": "red"}
+            assert server.ask("POST", LOAD, given, ADMIN)[0] in {400, 404}, name
     for path in ("../../secret", "%2e%2e/secret", "red%00", "..%2f..%2fsecret", "x" * 300):
         assert server.ask("GET", f"/v1/models/{path}")[0] == 404
     assert not [path for path in opened if "secret" in path or "passwd" in path]

@@ -167,8 +167,8 @@ def _check_stream(asked: Asked) -> None:
 
 def _conversation(messages: Sequence[ChatMessage], system: str | None) -> list[Message]:
     """OpenAI's `developer` is what it called `system` before; without either, the run's own."""
-    roles = ["system" if m.role == "developer" else m.role for m in messages]
-    turns = [Message(cast("Role", role), m.text()) for role, m in zip(roles, messages, strict=True)]
+    roles: list[Role] = ["system" if m.role == "developer" else m.role for m in messages]
+    turns = [Message(role, m.text()) for role, m in zip(roles, messages, strict=True)]
     return [Message("system", system), *turns] if system and "system" not in roles else turns
 
 
@@ -176,6 +176,5 @@ def _prompts(asked: CompletionRequest) -> list[str | list[int]]:
     prompt = asked.prompt
     if isinstance(prompt, str):
         return [prompt]
-    if isinstance(prompt[0], int):
-        return [cast("list[int]", prompt)]
-    return cast("list[str | list[int]]", prompt)  # pydantic saw that it is one of the two
+    # pydantic saw that it is ids, or a list of prompts
+    return cast("list[str | list[int]]", [prompt] if isinstance(prompt[0], int) else prompt)

@@ -100,4 +100,9 @@ def run(service: Service, settings: ServeSettings, ready: Ready) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     server, guard = make_server(service, settings, ready)
     asyncio.run(server.serve())
+    return exit_code(server, guard)
+
+
+def exit_code(server: Server, guard: Guard) -> int:
+    """0, or 128 plus the signal's number when answers had to be cut off."""
     return 128 + server.caught if guard.cut or server.force_exit else 0
