@@ -7,17 +7,25 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from peft import PeftModel
+from typing import Any, Final
 
 from halfbyte.api.generating import with_template
-from halfbyte.api.opening import Opened, find_run, run_config
+from halfbyte.api.opening import Opened, find_run, require_fit
 from halfbyte.data.records import Message
 from halfbyte.errors import InputError
 from halfbyte.infer import Completion, Engine, Request, Sampling, Update
 from halfbyte.model.adapters import load
 from halfbyte.run import write_atomic
+
+SETTINGS: Final = (
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+)
 
 
 class Chat:
@@ -59,19 +67,12 @@ class Chat:
         """
         if name not in self.adapters:
             run = find_run(name, self._runs)
-            config = run_config(run)
-            if config.method == "full" or not isinstance(self.opened.model, PeftModel):
-                raise InputError(
-                    f"{name}: only adapters of the base in memory can be switched to",
-                    f"Start another chat: halfbyte chat {name}",
-                )
-            if config.model != self.opened.config.model:
-                raise InputError(
-                    f"{name}: its base is {config.model.base}, held in another form",
-                    f"Start another chat: halfbyte chat {name}",
-                )
+            require_fit(run, self.opened)
             inner = f"run-{len(self.adapters)}"
-            load(self.opened.model, run.adapter, inner)
+            model = load(self.opened.model, run.adapter, inner).eval()
+            if model is not self.opened.model:  # the first adapter of a bare base
+                self.opened = replace(self.opened, model=model)
+                self._engine = Engine(model, self.opened.tokenizer)
             self.adapters[name] = inner
         self.adapter = name
 
@@ -81,9 +82,12 @@ class Chat:
         Raises:
             InputError: no such setting, or a value out of its range.
         """
-        known = Sampling.__dataclass_fields__
-        if name not in known or name in {"stop_ids", "logprobs"}:
-            raise InputError(f"{name}: no such setting", f"There are: {', '.join(known)}.")
+        if name not in SETTINGS:
+            raise InputError(f"{name}: no such setting", f"There are: {', '.join(SETTINGS)}.")
+        whole = name in {"max_new_tokens", "top_k", "seed"}
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not number and not (name == "seed" and value is None):
+            raise InputError(f"{name}: {value!r} is not a {'whole ' if whole else ''}number")
         self.sampling = replace(self.sampling, **{name: value})
 
     def say(self, text: str) -> Iterator[Update]:

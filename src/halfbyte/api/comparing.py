@@ -9,18 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from halfbyte.api import evidence
-from halfbyte.api.evaluating import (
-    Asked,
-    Progress,
-    Rows,
-    base_of,
-    general,
-    held_out,
-    other,
-    subject_of,
-)
+from halfbyte.api.evaluating import Asked, Progress, Rows, base_of, general, held_out, subject_of
 from halfbyte.api.evidence import Compared
-from halfbyte.api.opening import Opened, open_run
+from halfbyte.api.opening import Opened, open_any, open_run
 from halfbyte.errors import InputError
 from halfbyte.evaluate.compare import compare
 from halfbyte.evaluate.gate import Requirement, check, enforce, parse_requirement
@@ -79,7 +70,9 @@ def compare_runs(
         tuned = subject_of(opened)
         key = _key(opened, against)
         if key not in known:
-            base = base_of(opened, tuned) if against is None else other(against, runs)
+            base = (
+                base_of(opened, tuned) if against is None else subject_of(open_any(against, runs))
+            )
             known[key] = _ask(base, pair, asked.progress)
         after = _ask(tuned, pair, asked.progress)
         done = _compared(opened, known[key], after, asked, wanted)

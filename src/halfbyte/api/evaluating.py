@@ -14,7 +14,6 @@ from halfbyte.config import Config
 from halfbyte.data import Encoded, Example
 from halfbyte.data.fit import fit
 from halfbyte.data.prepare import prepare_rows
-from halfbyte.errors import MissingError
 from halfbyte.evaluate.records import Evaluation
 from halfbyte.evaluate.retention import MAX_NEW_TOKENS, retention_examples, retention_scores
 from halfbyte.evaluate.rows import rows_from
@@ -90,23 +89,10 @@ def base_of(opened: Opened, tuned: Subject) -> Subject:
     return subject_of(open_base(opened.base.name, _form_words(opened.config)))
 
 
-def other(name: str, runs: str | Path) -> Subject:
-    """A run, a checkpoint as `RUN@STEP`, or a base as `NAME` or `NAME@nf4|fp4|int8`."""
-    plain, _, after = name.partition("@")
-    step = int(after) if after.isdigit() else None
-    try:
-        return subject_of(open_run(name if step is None else plain, runs, step))
-    except MissingError:
-        if step is not None:
-            raise
-    words = ("method=qlora", f"model.quantization={after}") if after else ()
-    return subject_of(open_base(plain, words), name)
-
-
-def subject_of(opened: Opened, name: str | None = None) -> Subject:
-    """An opened model, with the adapter it was opened with, under a name."""
+def subject_of(opened: Opened) -> Subject:
+    """An opened model with the adapter it was opened with, ready to be asked."""
     engine = Engine(opened.model, opened.tokenizer)
-    return Subject(name or opened.name, opened.model, engine, opened.adapter)
+    return Subject(opened.name, opened.model, engine, opened.adapter)
 
 
 def _form_words(config: Config) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ A run says itself what it was made from, so nothing given here can disagree with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +128,29 @@ def _at_step(run: RunFolder, config: Config, model: Any, step: int) -> Any:
     return model
 
 
+def require_fit(run: RunFolder, opened: Opened) -> None:
+    """Refuse to put a run's adapter on a base it was not trained on, or on one held otherwise.
+
+    Raises:
+        IntegrityError: the message says what the run was trained on.
+        InputError: the run has no adapter, or the model in memory is itself fully trained.
+    """
+    config = run_config(run)
+    hint = f"Open it by itself: halfbyte chat {run.name}"
+    if config.method == "full" or (opened.run is not None and opened.adapter is None):
+        raise InputError(f"{run.name}: full training has no adapter to switch to", hint)
+    trained_on, here = Receipt.read(run.receipt).base_files, opened.base.hashes()
+    if any(here.get(name) != known for name, known in trained_on.items()):
+        raise IntegrityError(f"{run.name}: was trained on {config.model.base}", hint=hint)
+    form = form_of(config, str(opened.form.device))
+    if form.recipe != opened.form.recipe:
+        held = f"{config.model.base}@{form.quantization}" if form.quantization else "its base"
+        raise IntegrityError(
+            f"{run.name}: was trained on the base in another form",
+            hint=f"{hint}; or begin with {held}",
+        )
+
+
 def run_template(run: RunFolder, config: Config, tokenizer: PreTrainedTokenizerBase) -> Template:
     """The template of a run, verified to be the one it was trained with.
 
@@ -145,21 +168,26 @@ def run_template(run: RunFolder, config: Config, tokenizer: PreTrainedTokenizerB
 
 
 def open_any(name: str, runs: str | Path = "runs") -> Opened:
-    """A run by name or path, else a base by name.
+    """A run by name or path (`RUN@STEP`: one of its checkpoints), else a base by name
+    (`BASE@nf4`, `@fp4` or `@int8`: quantized).
 
     Raises:
         InputError: it is neither.
+        MissingError: the run has no such checkpoint, or `latest` finds no run.
     """
+    plain, _, after = name.partition("@")
+    step = int(after) if after.isdigit() else None
     try:
-        run = find_run(name, runs)
+        run = find_run(name if step is None else plain, runs)
     except MissingError as no_run:
-        if name == LATEST:
+        if plain == LATEST:
             raise
         try:
-            return open_base(name)
+            words = ("method=qlora", f"model.quantization={after}") if after else ()
+            return replace(open_base(plain, words), name=name)
         except InputError as no_base:
             raise InputError(f"{name}: neither a run nor a base", _hints(no_run, no_base)) from None
-    return open_run(run)
+    return open_run(run, runs, step)
 
 
 def _hints(*errors: HalfbyteError) -> str:

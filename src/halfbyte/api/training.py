@@ -16,22 +16,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import broadcast_object_list
 
+from halfbyte.api.arranging import loads_of, settle, source_of, way_of, work_of
 from halfbyte.api.opening import find_run, run_config
 from halfbyte.api.result import write_result
 from halfbyte.config import Config, Resolved, write_config
-from halfbyte.data.batches import MicroLimits, epoch_order, plan_step, prefix_groups
-from halfbyte.data.encoded import EncodedSet
+from halfbyte.data.batches import MicroLimits, plan_step
 from halfbyte.data.example_json import dump_example
 from halfbyte.data.prepare import Prepared, prepare
-from halfbyte.errors import ResourceError
 from halfbyte.model import bases
-from halfbyte.model.adapters import attach, enable_checkpointing
+from halfbyte.model.adapters import attach
+from halfbyte.model.arrange import Arrangement
 from halfbyte.model.bases import Base
-from halfbyte.model.fast import alloc
-from halfbyte.model.fast.parts import causal_model, packing_fault
+from halfbyte.model.budget import trained
+from halfbyte.model.fast import alloc, checkpoint
 from halfbyte.model.load import Form, form_of, load_base
 from halfbyte.model.loss import TokenLoss
-from halfbyte.model.memory import ModelSummary, least, summarize
+from halfbyte.model.memory import ModelSummary, summarize
+from halfbyte.model.shape import Shape, shape_of
 from halfbyte.run import Receipt, Resumption, RunFolder, write_atomic
 from halfbyte.train import (
     Event,
@@ -48,14 +49,12 @@ from halfbyte.train import (
     Update,
     disk_bytes,
     fit,
-    free_memory,
     held_out_loss,
     load_weights,
     make_accelerator,
     observe,
     prepare_state,
     require_disk,
-    require_memory,
     resume,
 )
 
@@ -76,6 +75,8 @@ class Summary:
     steps: int
     steps_per_epoch: int
     limits: MicroLimits
+    arrangement: Arrangement
+    blocks: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -213,6 +214,10 @@ class _Parts:
     form: Form
     tokenizer: PreTrainedTokenizerBase
     data: Prepared
+    source: Source
+    shape: Shape
+    arrangement: Arrangement
+    limits: MicroLimits
 
     @classmethod
     def load(cls, config: Config) -> _Parts:
@@ -224,41 +229,17 @@ class _Parts:
         tokenizer = bases.load_tokenizer(base)
         with accelerator.main_process_first():  # one process encodes, the others find the cache
             data = prepare(config.data, tokenizer, bases.cache_dir())
-        parts = cls(config, accelerator, base, form, tokenizer, data)
-        parts.require_room()
-        return parts
-
-    def require_room(self) -> None:
-        """Refuse what cannot fit, before any weight is read.
-
-        Raises:
-            ResourceError: with what is needed and what is free.
-        """
-        lora = None if self.config.method == "full" else self.config.lora
-        needed = least(bases.load_model_config(self.base), self.form, lora)
-        limit = self.config.memory_limit
-        if limit is not None and needed.total > limit:
-            raise ResourceError(
-                f"The training needs at least {needed.total / 1e9:.1f} GB of memory, more than "
-                f"train.memory_limit={self.config.train.memory_limit}",
-                "Use method=qlora, a smaller model.base or lora.rank, or raise the limit.",
-            )
-        require_memory(needed.total, self.form.device)
-        require_disk(Path(self.config.runs), disk_bytes(needed.trainable, self.config.train))
-
-    def _recomputes(self, model: Any, limits: MicroLimits) -> bool:
-        """Whether activations are recomputed: as set, or where they would not fit."""
-        setting = self.config.train.checkpointing
-        if setting != "auto":
-            return setting == "on"
-        shape = model.config.get_text_config()
-        # kept a token and layer: 10.3 times the width, counted on Llama's shape (DECISIONS.md)
-        floats = 10.3 * shape.hidden_size * shape.num_hidden_layers * limits.tokens
-        free = free_memory(self.form.device)  # the weights are loaded by now
-        limit = self.config.memory_limit
-        if limit is not None:
-            free = min(free, limit - summarize(model).base_bytes)
-        return floats * self.form.compute.dtype.itemsize > 0.8 * free
+        targets = None if config.method == "full" else config.lora.targets
+        shape = shape_of(bases.load_model_config(base), targets, form.device.type)
+        way = way_of(config, form)
+        require_disk(Path(config.runs), disk_bytes(trained(shape, way), config.train))
+        pack = config.train.pack and shape.mixes is None
+        share = pack and config.train.share_prefixes
+        source = source_of(data.train, config)
+        loads = loads_of(data.train, source, pack=pack, share=share)
+        chosen = settle(config, shape, way, work_of(data.train, source), loads)
+        limits = MicroLimits(chosen.rows, chosen.tokens, pack, share)
+        return cls(config, accelerator, base, form, tokenizer, data, source, shape, chosen, limits)
 
     def receipt(self) -> Receipt:
         """What the run is made from."""
@@ -279,6 +260,7 @@ class _Parts:
             device=_device_words(self.form),
             created=_now(),
             processes=self.accelerator.num_processes,
+            arrangement=self.arrangement.facts(),
         )
 
     def training(self, run: RunFolder) -> Training:
@@ -290,12 +272,14 @@ class _Parts:
             model = attach(model, config.lora, train.seed)
         else:
             model.requires_grad_(True)
-        mixes = packing_fault(causal_model(model)) if train.pack else None
-        limits = _limits(config, self.data.train, pack=train.pack and mixes is None)
+        mixes = self.shape.mixes if train.pack else None
         notes = [f"rows are padded, not packed: {mixes}"] if mixes else []
-        if self._recomputes(model, limits):
-            enable_checkpointing(model)
-            notes.append("activations are recomputed in the backward pass (train.checkpointing)")
+        recomputed = checkpoint.set_layers(model, self.arrangement.recomputed)
+        if recomputed:
+            of = f"{recomputed} of {self.shape.blocks} layers"
+            notes.append(f"activations of {of} are recomputed in the backward pass")
+        elif train.checkpointing == "on":
+            notes.append("train.checkpointing=on has no effect: this model has no layers for it")
         if self.form.compute.replaced:
             notes.append(self.form.compute.reason)
         settings = OptimizerSettings(
@@ -305,9 +289,9 @@ class _Parts:
             train.weight_decay,
             config.lora.plus_ratio if config.method != "full" else None,
         )
-        state = prepare_state(TokenLoss(model), settings, limits, train.seed, self.accelerator)
-        source = _source(self.data.train, config)
-        per_epoch = len(source.steps(0))
+        module = TokenLoss(model)
+        state = prepare_state(module, settings, self.limits, train.seed, self.accelerator)
+        per_epoch = len(self.source.steps(0))
         update = Update.of(train, per_epoch)
         summary = Summary(
             config,
@@ -317,31 +301,12 @@ class _Parts:
             self.data,
             update.steps,
             per_epoch,
-            limits,
+            self.limits,
+            self.arrangement,
+            self.shape.blocks,
             tuple(notes),
         )
-        return Training(run, summary, state, source, update, self.tokenizer)
-
-
-def _source(rows: EncodedSet, config: Config) -> Source:
-    train = config.train
-    share = train.pack and train.share_prefixes
-    groups = prefix_groups(rows) if share else None
-
-    def order(epoch: int) -> Sequence[tuple[int, ...]]:
-        return epoch_order(rows.lengths, train.seed, epoch, train.batch_size, groups)
-
-    return Source(order, lambda some, limits: plan_step([(i, rows[i]) for i in some], limits))
-
-
-def _limits(config: Config, rows: EncodedSet, *, pack: bool) -> MicroLimits:
-    train = config.train
-    longest = int(rows.lengths.max()) if len(rows) else 1
-    count = train.micro_batch if isinstance(train.micro_batch, int) else train.batch_size
-    budget = train.micro_tokens
-    # a QLoRA step of a 135M base keeps 0.7 MB a token: 1,024 tokens at once suit a small machine
-    tokens = budget if isinstance(budget, int) else max(1024, longest)
-    return MicroLimits(count, tokens, pack, pack and train.share_prefixes)
+        return Training(run, summary, state, self.source, update, self.tokenizer)
 
 
 def _new_run(parts: _Parts) -> RunFolder:

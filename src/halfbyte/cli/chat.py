@@ -123,10 +123,10 @@ def _settings(talk: Chat, text: str) -> None:
     name, _, value = text.partition(" ")
     if name:
         talk.set(name, yaml.safe_load(value))
-    for field in ("max_new_tokens", "temperature", "top_p", "top_k", "min_p"):
+    from halfbyte.api.chatting import SETTINGS
+
+    for field in SETTINGS:
         click.echo(f"{field:20} {getattr(talk.sampling, field)}")
-    click.echo(f"{'repetition_penalty':20} {talk.sampling.repetition_penalty}")
-    click.echo(f"{'seed':20} {talk.sampling.seed}")
 
 
 def _save(talk: Chat, name: str) -> None:
