@@ -38,6 +38,19 @@ def size(count: float) -> str:
     return f"{count:,.2f} GB"
 
 
+def duration(seconds: float) -> str:
+    """A time for people: 0.42 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
+
+
 def show_summary(
     out: Console, summary: Summary, run: RunFolder, parts: Sequence[Part] = ()
 ) -> None:
@@ -52,6 +65,12 @@ def show_summary(
         "steps",
         f"{summary.steps:,} of {train.batch_size} rows ({summary.steps_per_epoch:,} an epoch), "
         f"at most {limits.rows} rows and {limits.tokens:,} tokens at once",
+    )
+    arrangement = summary.arrangement
+    table.add_row(
+        "memory",
+        f"about {size(arrangement.peak)} at the peak, {arrangement.recomputed} of "
+        f"{summary.blocks} layers recomputed",
     )
     table.add_row("rate", f"{summary.config.learning_rate:g}, {train.schedule}")
     for name, text in _fast_rows(parts, summary):

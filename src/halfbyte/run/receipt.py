@@ -43,7 +43,8 @@ _FREE: Final = (
     "config.train.tensorboard",
     "config.train.threads",
 )
-_UNCOMPARED: Final = ("created", "resumed")
+# `arrangement`: a resume may choose another one, and computes the same.
+_UNCOMPARED: Final = ("created", "resumed", "arrangement")
 
 
 def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
@@ -88,7 +89,8 @@ class Receipt:
     - `data`: the part a file plays (`train`, `valid`) to the sha256 of its bytes.
     - `template`: the hash of the chat template. `config`: every setting, as a tree.
     - `versions`: package to version. `threads`: CPU threads. `device`: in words.
-    - `created`: ISO 8601 time.
+    - `created`: ISO 8601 time. `arrangement`: how much is computed at once, and what memory that
+      was expected to take, in bytes.
     """
 
     base: str
@@ -104,6 +106,7 @@ class Receipt:
     processes: int = 1
     versions: Mapping[str, str] = field(default_factory=package_versions)
     resumed: tuple[Resumption, ...] = ()
+    arrangement: Mapping[str, int] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write it, whole or not at all."""

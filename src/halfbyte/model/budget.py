@@ -1,0 +1,185 @@
+"""What a training takes of memory, from a model's shape alone: every term a formula, none a guess.
+
+All sizes are bytes. The terms were counted in the code (what each function keeps for its backward
+pass) and then compared with the peak of real processes: `bench/bench_plan.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Final
+
+from halfbyte.config.settings import Method
+from halfbyte.model.fast.head import CHUNK_BYTES
+from halfbyte.model.fast.layout import QUERIES
+from halfbyte.model.shape import Shape
+
+__all__ = ["Load", "Memory", "Way", "memory"]
+
+# 4 bits and one constant a block of 64 weights: 8 bits and a share of its own constants where
+# doubled (arXiv:2305.14314), else 32.
+_DOUBLED: Final = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+_SINGLE: Final = (4 + 32 / 64) / 8
+# Bytes of optimizer state a trained weight: two float32 moments, or two bytes and their constants.
+_MOMENTS: Final = {"adamw": 8.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 2.1}
+FLOAT: Final = 4
+# What glibc's allocator cannot use again, over what is kept (bench/bench_plan.py).
+_SCATTERED: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a model is trained, as far as memory goes.
+
+    `weights`, `compute`: bytes of an unquantized weight, and of an activation. `quantization`:
+    nf4, fp4, int8 or None. `rank`: the adapter's (0 in full training).
+    """
+
+    method: Method
+    weights: int
+    compute: int
+    quantization: str | None = None
+    double_quant: bool = True
+    rank: int = 16
+    dropout: bool = False
+    optimizer: str = "adamw"
+    cuda: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The largest micro-batch of a training, and the rest of its step.
+
+    `tokens`: places computed at once. `targets`: places whose token is predicted. `longest`: the
+    longest row. `parts`: micro-batches in a step.
+    """
+
+    tokens: int
+    targets: int
+    longest: int
+    parts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a training takes at its peak, by what it is taken for.
+
+    `runtime`: interpreter and libraries (on CUDA: its context). `activations`: what the largest
+    micro-batch keeps for its backward pass; `working`: what the widest operation takes beside it;
+    `logits`: the chunk of vocabulary scores. `scattered`: freed memory the allocator cannot use.
+    """
+
+    runtime: int
+    base: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    working: int
+    scattered: int
+
+    @property
+    def peak(self) -> int:
+        """All of it."""
+        return sum(getattr(self, one.name) for one in fields(self))
+
+
+def trained(shape: Shape, way: Way) -> int:
+    """How many weights are trained."""
+    return shape.parameters if way.method == "full" else shape.adapter(way.rank)
+
+
+def base_bytes(shape: Shape, way: Way) -> int:
+    """The base's weights as they are held."""
+    narrow = {"nf4": _SINGLE, "fp4": _SINGLE, "int8": 1.0}
+    if way.double_quant:
+        narrow |= {"nf4": _DOUBLED, "fp4": _DOUBLED}
+    each = narrow.get(way.quantization or "", float(way.weights))
+    return round(shape.linear_weights * each) + shape.others * way.weights
+
+
+def memory(shape: Shape, way: Way, load: Load, recomputed: int = 0, runtime: int = 0) -> Memory:
+    """The peak of a training whose first `recomputed` layers recompute their activations.
+
+    `runtime` is what the process holds before the model is loaded.
+    """
+    recomputed = min(recomputed, shape.blocks)
+    count = trained(shape, way)
+    whole = Memory(
+        runtime=runtime,
+        base=base_bytes(shape, way),
+        adapter=0 if way.method == "full" else FLOAT * count,
+        gradients=FLOAT * count,
+        optimizer=round(_MOMENTS[way.optimizer] * count),
+        activations=_activations(shape, way, load, recomputed),
+        logits=_logits(shape, way, load),
+        working=_working(shape, way, load, recomputed),
+        scattered=0,
+    )
+    # the head's chunk is gone when the layers' backward pass begins: only the larger one counts
+    less = {"logits": 0} if whole.working > whole.logits else {"working": 0}
+    whole = replace(whole, **less)
+    return replace(whole, scattered=_scattered(whole, way))
+
+
+def _kept(shape: Shape, way: Way) -> int:
+    """Activations that one layer keeps of a token.
+
+    Two residual inputs, query, key, value and the attention's output, gate and up, and the narrow
+    products. The inputs of our own layers are made again (`fast/fused.py`); in full training, and
+    where the model's own norms and MLPs stay, they are kept too.
+    """
+    attention = 2 * shape.heads * shape.head_width + 2 * shape.groups * shape.head_width
+    count = 2 * shape.width + attention + 2 * shape.inner
+    if way.method == "full" or not shape.lean:
+        count += 2 * shape.width + shape.inner
+    if way.method != "full":
+        each = sum(one.adapted for one in shape.linear) / max(1, shape.layers)
+        count += round(way.rank * each)
+    if shape.route != "segments":
+        count += shape.heads * shape.head_width  # the kernel's own output
+    return count
+
+
+def _activations(shape: Shape, way: Way, load: Load, recomputed: int) -> int:
+    """What is kept of the largest micro-batch: whole layers, and the inputs of recomputed ones."""
+    layer = _kept(shape, way)
+    ends = 3 * shape.width * load.tokens  # embeddings, the last norm's input and output
+    rest = (shape.layers - recomputed) * layer + recomputed * shape.width
+    # while a recomputed layer is in its backward pass, the whole ones are gone
+    again = recomputed * shape.width + layer if recomputed else 0
+    mask = load.tokens**2 if shape.route != "segments" else 0
+    found = max(rest, again) * load.tokens + ends + mask
+    return way.compute * found + way.compute * 2 * shape.width * load.targets
+
+
+def _logits(shape: Shape, way: Way, load: Load) -> int:
+    """A chunk of float32 scores and what is made of it; in full training also the gradient of the
+    output weights, and the product that is added to it."""
+    rows = min(load.targets, max(16, CHUNK_BYTES // (FLOAT * shape.vocabulary)))
+    chunks = 3 if load.targets > rows else 2
+    found = chunks * rows * shape.vocabulary * FLOAT
+    if way.compute < FLOAT:
+        found += rows * shape.vocabulary * way.compute
+    if way.method == "full":
+        found += 2 * FLOAT * shape.vocabulary * shape.width
+    return found
+
+
+def _working(shape: Shape, way: Way, load: Load, recomputed: int) -> int:
+    """The widest moment of a layer's backward pass: the MLP's gate, up, their gradients, and
+    scores of attention for one piece of queries; and a dense weight where it is held quantized."""
+    mlp = 6 * shape.inner * load.tokens
+    scores = 4 * shape.heads * min(QUERIES, load.longest) * load.longest
+    if shape.route == "mask":
+        scores = 2 * shape.heads * load.tokens**2 if not way.cuda else 0
+    dense = shape.widest if way.quantization else 0
+    again = 2 * shape.inner * load.tokens if recomputed else 0
+    return way.compute * (max(mlp, scores) + again + dense)
+
+
+def _scattered(whole: Memory, way: Way) -> int:
+    """Holes between what is kept: a share of what comes and goes in a step."""
+    share = 0.0 if way.cuda else _SCATTERED
+    return round(share * (whole.activations + whole.logits + whole.working))
