@@ -39,7 +39,7 @@ PEERS = Path(__file__).resolve().parent / "peers"
 SCRIPTS = {"ours": "run_ours.py", "trl": "run_trl.py", "llamafactory": "run_llamafactory.py"}
 NAMES = {"ours": "halfbyte", "trl": "TRL", "llamafactory": "LLaMA-Factory"}
 RUNS = (
-    "ours:defaults", "llamafactory:defaults", "llamafactory:best",
+    "ours:defaults", "llamafactory:defaults", "llamafactory:fp32", "llamafactory:best",
     "trl:defaults", "trl:fp32", "trl:best",
 )  # fmt: skip
 HEADER = (
@@ -284,9 +284,12 @@ def main() -> None:
         for number in range(given.repeats):
             for entry in found:
                 name = f"{entry.tool}-{entry.variant}-{number}"
-                train(entry, jobs[entry.count], given, str(folder / name))
+                try:
+                    train(entry, jobs[entry.count], given, str(folder / name))
+                except RuntimeError as error:  # the others are still worth their figures
+                    print(error, file=sys.stderr, flush=True)
         score(found, next(iter(jobs.values())), given, folder)
-    every = remembered(given.json, found)
+    every = remembered(given.json, [entry for entry in found if entry.seconds])
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine_words(given.threads)}")
     print(
         f"{given.data.name}, {given.rows} rows, {jobs[given.rows].tokens:,} real tokens, ", end=""

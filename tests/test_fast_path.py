@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from halfbyte.cli.show import _fast_rows
 from halfbyte.data.batches import MicroLimits
 from halfbyte.data.records import Batch, Segment
-from halfbyte.model.fast import checkpoint, dropout, fused, layout, linear, status, weights
+from halfbyte.model.fast import buffers, checkpoint, dropout, fused, layout, linear, status, weights
 from halfbyte.model.fast.attention import segment_attention
 from halfbyte.model.fast.linear import Fast, custom_modules, lora_linear
 from halfbyte.model.loss import TokenLoss
@@ -316,6 +316,52 @@ def test_the_summary_says_what_is_taken_and_why_not() -> None:
     assert rows["fast path"].startswith("packing, segment attention")
     assert "LoRA in one function: no adapter" in rows["not taken"]
     assert "shared prefixes: train.share_prefixes=false" in rows["not taken"]
+
+
+def test_a_pool_hands_out_only_what_nobody_uses() -> None:
+    """A block comes back when the last tensor, view or graph that refers to it is gone; smaller
+    tensors may take it, and much smaller ones may not.
+    """
+    pool = buffers.Pool()
+    like = torch.zeros(0)
+    first = buffers.empty((256, 256), like, pool)
+    second = buffers.empty((256, 256), like, pool)
+    address = first.data_ptr()
+    assert second.data_ptr() != address
+    assert pool.held == 2 * 256 * 256 * 4
+    view = first[10:]
+    del first
+    assert buffers.empty((256, 256), like, pool).data_ptr() != address
+    del view
+    assert buffers.empty((200, 256), like, pool).data_ptr() == address
+    held = pool.held
+    assert buffers.empty((120, 256), like.double(), pool).dtype == torch.float64
+    assert pool.held == held
+    small = buffers.empty((256, 160), like, pool)
+    assert small.data_ptr() == address
+    assert buffers.empty((2, 2), like, pool).shape == (2, 2)  # too small for a pool
+
+
+def test_a_graph_keeps_its_blocks() -> None:
+    """What a forward pass saved is not overwritten by the next one: gradients of two graphs that
+    live at once are those of each alone.
+    """
+    torch.manual_seed(0)
+    base = nn.Linear(256, 256).requires_grad_(False)
+    a, b = torch.randn(4, 256, requires_grad=True), torch.randn(256, 4, requires_grad=True)
+    inputs = [torch.randn(300, 256, requires_grad=True) for _ in range(2)]
+
+    def through(x: torch.Tensor) -> torch.Tensor:
+        return lora_linear(lora_linear(x, base, (a, b)), base, (a, b)).square().sum()
+
+    alone = [torch.autograd.grad(through(x), (x, a, b)) for x in inputs]
+    with buffers.use(buffers.Pool()):
+        losses = [through(x) for x in inputs]
+        for _ in range(2):
+            through(inputs[0])
+    for loss, x, wanted in zip(losses, inputs, alone, strict=True):
+        for got, one in zip(torch.autograd.grad(loss, (x, a, b)), wanted, strict=True):
+            assert torch.equal(got, one)
 
 
 def test_repacked_weights_come_back() -> None:

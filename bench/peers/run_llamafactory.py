@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import os
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,34 @@ os.environ.setdefault("DISABLE_VERSION_CHECK", "1")
 from job import Job, answer, read_job, versions
 
 
+def base_of(job: Job) -> str:
+    """The base; but for `defaults` in the type that is best here, because it computes in the type
+    that the base's config names (bf16), where it is not told fp16 or bf16.
+    """
+    if job.variant == "defaults" or job.best_dtype == "bfloat16":
+        return job.base
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(f"{job.output}-base")
+    folder.mkdir()
+    for path in Path(job.base).iterdir():
+        if path.suffix == ".safetensors":
+            tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+            save_file(tensors, folder / path.name, metadata={"format": "pt"})
+        elif path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config = {**config, "dtype": "float32", "torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
 def settings(job: Job, data: Path) -> dict[str, Any]:
-    """Its defaults but for what is the same for all; `best` changes what it says."""
+    """Its defaults but for what is the same for all; `fp32` and `best` change what they say."""
     given: dict[str, Any] = {
         "stage": "sft",
         "do_train": True,
-        "model_name_or_path": job.base,
+        "model_name_or_path": base_of(job),
         "finetuning_type": "lora",
         "lora_target": "all",
         "lora_rank": job.rank,
@@ -77,8 +101,21 @@ def data_folder(job: Job) -> Path:
     return folder
 
 
+def without_audio() -> None:
+    """It imports torchaudio, whose ordinary wheel does not load beside torch's CPU build."""
+    try:
+        import torchaudio  # noqa: F401  only to see whether it loads
+    except OSError:
+        for name in [name for name in sys.modules if name.startswith("torchaudio")]:
+            del sys.modules[name]
+        module = types.ModuleType("torchaudio")
+        module.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
+        sys.modules["torchaudio"] = module
+
+
 def main() -> None:
     job = read_job()
+    without_audio()
     from llamafactory.train.tuner import run_exp
     from transformers import TrainerCallback
 

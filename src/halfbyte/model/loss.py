@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from halfbyte.data.records import Batch
-from halfbyte.model.fast import attention, parts
+from halfbyte.model.fast import attention, buffers, parts
 from halfbyte.model.fast.head import Head, nll_sum, nll_values
 from halfbyte.model.fast.layout import additive_mask, allowed, blocks, longest
 
@@ -39,6 +39,7 @@ class TokenLoss(nn.Module):
         super().__init__()
         self.model = model
         self.route = parts.install(model)
+        self._pool = buffers.Pool()
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The sum of the batch's token losses, a float32 scalar, not divided by anything.
@@ -66,7 +67,8 @@ class TokenLoss(nn.Module):
         """Hidden states [N, H] of the places that predict."""
         causal = parts.causal_model(self.model)
         arguments = self._arguments(causal, batch)
-        states = causal.base_model(**arguments).last_hidden_state
+        with buffers.use(self._pool):
+            states = causal.base_model(**arguments).last_hidden_state
         _require_seen(arguments.get("layout"))
         return states.flatten(0, 1).index_select(0, batch.predict)
 

@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from halfbyte.model.fast import buffers
 from halfbyte.model.fast.layout import Block
 
 __all__ = ["NAME", "Layout", "register", "segment_attention"]
@@ -80,7 +81,8 @@ class _SegmentAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         rows, heads, length, width = query.shape
         groups = key.shape[1]
-        output = query.new_zeros(rows, length, heads, width)
+        ctx.pool = buffers.current()
+        output = buffers.empty((rows, length, heads, width), query, ctx.pool).zero_()
         for block in pieces:
             q = _queries(query, block, groups).mul(scale)
             p = _softmax(torch.bmm(q, _keys(key, block).mT), block.bias)
@@ -98,8 +100,10 @@ class _SegmentAttention(torch.autograd.Function):
         groups = key.shape[1]
         d_output = gradients[0].transpose(1, 2)
         # laid out as the projections are, so that nothing has to be transposed on the way back
-        dq = query.new_zeros(rows, length, heads, width).transpose(1, 2)
-        dk, dv = (query.new_zeros(rows, length, groups, width).transpose(1, 2) for _ in range(2))
+        dq, dk, dv = (
+            buffers.empty((rows, length, count, width), query, ctx.pool).zero_().transpose(1, 2)
+            for count in (heads, groups, groups)
+        )
         for block in ctx.pieces:
             # made again rather than kept: at 256 keys they would be a quarter of all activations
             q = _queries(query, block, groups).mul(ctx.scale)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from halfbyte.model.fast import buffers
+
 __all__ = ["GatedMlp", "Recipe", "RmsNorm", "recipe_of", "replace"]
 
 _MARK = "halfbyte_recipe"
@@ -118,7 +120,10 @@ def _wide(x: torch.Tensor) -> torch.dtype:
 
 
 def _normed(x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    return torch.mul(x, inverse).to(x.dtype).mul_(weight)
+    if x.dtype != inverse.dtype:  # rounded once, before the product with the weight
+        return torch.mul(x, inverse).to(x.dtype).mul_(weight)
+    y = buffers.empty(tuple(x.shape), x, buffers.current())
+    return torch.mul(x, inverse, out=y).mul_(weight)
 
 
 class _RmsNorm(torch.autograd.Function):

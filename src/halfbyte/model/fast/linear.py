@@ -19,7 +19,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from halfbyte.model.fast import dropout, weights
+from halfbyte.model.fast import buffers, dropout, weights
 from halfbyte.model.fast.fused import Recipe, recipe_of
 
 __all__ = [
@@ -138,10 +138,14 @@ class _LoraLinear(torch.autograd.Function):
         numbers: _Numbers,
     ) -> torch.Tensor:
         ctx.base, ctx.scale, ctx.rate = base, numbers.scale, numbers.rate
-        ctx.make = None
+        ctx.make, ctx.pool = None, buffers.current()
         rows = x.reshape(-1, x.shape[-1])
         weight = weights.dense(base, x.dtype).T
-        y = torch.mm(rows, weight) if base.bias is None else torch.addmm(base.bias, rows, weight)
+        y = buffers.empty((len(rows), weight.shape[1]), x, ctx.pool)
+        if base.bias is None:
+            torch.mm(rows, weight, out=y)
+        else:
+            torch.addmm(base.bias, rows, weight, out=y)
         if a is None or b is None:
             ctx.save_for_backward(None, None, None)
             return y.view(*x.shape[:-1], -1)
@@ -161,7 +165,10 @@ class _LoraLinear(torch.autograd.Function):
         dy = gradients[0].reshape(-1, gradients[0].shape[-1])
         a, b, narrow, *sources = ctx.saved_tensors
         needs_x, needs_a, needs_b = ctx.needs_input_grad[:3]
-        dx = torch.mm(dy, weights.dense(ctx.base, dy.dtype)) if needs_x else None
+        dx = None
+        if needs_x:
+            weight = weights.dense(ctx.base, dy.dtype)
+            dx = torch.mm(dy, weight, out=buffers.empty((len(dy), weight.shape[1]), dy, ctx.pool))
         da = db = None
         if a is not None:
             back = torch.mm(dy, b.to(dy.dtype)).mul_(ctx.scale)
