@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import psutil
 import torch
@@ -163,7 +163,7 @@ def settle(config: Config, shape: Shape, way: Way, work: Work, loads: Loads) -> 
 def _least(wishes: Wishes) -> Wishes:
     """The smallest arrangement these wishes allow."""
     tokens = wishes.tokens if wishes.fixed else max(wishes.longest, 1)
-    setting = "off" if wishes.checkpointing == "off" else "on"
+    setting: Literal["on", "off"] = "off" if wishes.checkpointing == "off" else "on"
     return Wishes(wishes.rows, tokens, wishes.longest, wishes.fixed, setting)
 
 

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
-
-from halfbyte.config import LoraSettings
-from halfbyte.model.load import Form
-from halfbyte.model.targets import ends_with, linear_layers, target_names
-
-# bytes a weight: 4 bits, and one float32 constant (8 bits and its own where doubled) a block of 64
-_QUANTIZED: Final = {"nf4": 0.516, "fp4": 0.516, "int8": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,41 +43,6 @@ def summarize(model: nn.Module) -> ModelSummary:
         parameters += count
         held += parameter.numel() * parameter.element_size() + sum(_constants(parameter))
     return ModelSummary(parameters, trainable, adapter, held, 2 * parameters)
-
-
-@dataclass(frozen=True, slots=True)
-class Least:
-    """What a training takes at the very least, in bytes: the weights as they are held, and
-    gradient and two moments (float32) for each of the `trainable` parameters. Activations come
-    on top."""
-
-    trainable: int
-    weights: int
-    training: int
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.training
-
-
-def least(config: PretrainedConfig, form: Form, lora: LoraSettings | None) -> Least:
-    """From the config alone, before any weight is read; `lora` is None for full training."""
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
-    model.tie_weights()
-    layers: dict[str, Any] = dict(linear_layers(model))
-    linear = sum(layer.weight.numel() for layer in layers.values())
-    others = sum(one.numel() for one in model.parameters()) - linear
-    wide = form.weights.itemsize
-    held = linear * _QUANTIZED.get(form.quantization or "", wide) + others * wide
-    trainable = linear + others
-    if lora is not None:
-        chosen = target_names(model, lora.targets)
-        shapes = [one.weight.shape for name, one in layers.items() if ends_with(name, chosen)]
-        trainable = lora.rank * sum(sum(shape) for shape in shapes)
-    own = 12 if lora is None else 16  # an adapter's weights come beside the base's
-    return Least(trainable, int(held), own * trainable)
 
 
 def _elements(parameter: Any) -> int:

@@ -101,7 +101,8 @@ def shape_of(
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise IntegrityError(f"config.json describes no causal model: {error}") from None
     chosen = [] if targets is None else target_names(model, targets)
-    found = {name: layer.weight.shape for name, layer in linear_layers(model).items()}
+    named: dict[str, Any] = dict(linear_layers(model))
+    found = {name: tuple(layer.weight.shape) for name, layer in named.items()}
     turned = model.config.model_type == "gpt2"  # Conv1D holds its weight as [in, out]
     linear = tuple(
         Linear(name, *((a, b) if turned else (b, a)), ends_with(name, chosen))

@@ -1,0 +1,90 @@
+"""What `halfbyte plan` says a training takes against what it takes: six settings on the CPU.
+
+Each setting trains the embedded model for two steps in a process of its own, on generated rows;
+the plan is made before, by the command, in another process.
+
+    python bench/bench_plan.py            # all six
+    python bench/bench_plan.py full       # one of them
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from machine import machine_words
+from rows import write_rows
+
+COMMON = ("train.max_steps=2", "train.batch_size=8", "data.valid_size=4", "train.tensorboard=false")
+# name: (median words of a row, settings)
+SETTINGS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "qlora, short rows": (40, ()),
+    "qlora, long rows": (300, ("data.max_length=2048", "train.batch_size=2")),
+    "qlora, recomputed": (90, ("train.checkpointing=on",)),
+    "lora": (90, ("method=lora",)),
+    "full": (90, ("method=full",)),
+    "qlora, 4,096 tokens at once": (200, ("data.max_length=1024", "train.micro_tokens=4096")),
+}
+
+
+def train(words: list[str]) -> None:
+    """Train here, and print this process's peak as JSON."""
+    from halfbyte.model.fast import alloc
+
+    alloc.set_up()
+    from halfbyte import api
+    from halfbyte.config import load_config
+
+    training = api.prepare_training(load_config(None, words))
+    memory, micro = 0, 0
+    for event in training.events():
+        if event.kind == "stepped":
+            memory, micro = max(memory, event.memory), max(micro, event.micro_batches)
+    print(json.dumps({"memory": memory, "micro_batches": micro}))
+
+
+def asked(command: list[str]) -> dict[str, Any]:
+    """The JSON a command prints."""
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+    return found
+
+
+def main() -> int:
+    """The table; 1 if a ratio is more than 10 % off."""
+    if sys.argv[1:2] == ["--train"]:
+        train(sys.argv[2:])
+        return 0
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {machine_words(len(os.sched_getaffinity(0)))}\n")
+    print("| setting | tokens at once | measured peak RSS, MB | planned, MB | planned / measured |")
+    print("|---|---|---|---|---|")
+    worst = 0.0
+    for name, (median, settings) in SETTINGS.items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            data = write_rows(Path(folder) / "rows.jsonl", 64, median)
+            words = [f"data.train={data}", f"runs={folder}/runs", *COMMON, *settings]
+            plan = asked(["-m", "halfbyte", "plan", *words, "--no-calibrate", "--json"])
+            real = asked([__file__, "--train", *words])
+        ratio = plan["peak"] / real["memory"]
+        worst = max(worst, abs(ratio - 1))
+        print(
+            f"| {name} | {plan['tokens_at_once']:,} | {real['memory'] / 1e6:,.0f} | "
+            f"{plan['peak'] / 1e6:,.0f} | {ratio:.2f} |",
+            flush=True,
+        )
+    print(f"largest difference: {worst:.0%}")
+    return int(worst > 0.1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

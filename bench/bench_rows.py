@@ -1,0 +1,120 @@
+"""Preparation and training as rows grow: 1,000, 10,000 and 100,000 generated rows.
+
+Prints rows a second and the peak memory of preparing them (reading, checking, splitting, auditing,
+rendering and tokenizing with the embedded base's tokenizer), and the peak of a few training steps
+of a tiny model over them. Each line is a process of its own.
+
+    python bench/bench_rows.py             # all three sizes
+    python bench/bench_rows.py 10000       # one of them
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from machine import machine_words
+from rows import write_rows
+
+COUNTS = (1_000, 10_000, 100_000)
+LEAST = 5_000  # rows a second
+
+
+def prepare_rows(data: Path, cache: Path) -> None:
+    """Prepare here; print what that took."""
+    import resource
+
+    from halfbyte.config import DataSettings
+    from halfbyte.data.prepare import prepare
+    from halfbyte.model import bases
+
+    tokenizer = bases.load_tokenizer(bases.resolve("smollm2-135m"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    began, busy = time.perf_counter(), time.process_time()
+    found = prepare(DataSettings(train=str(data)), tokenizer, cache)
+    seconds, used = time.perf_counter() - began, time.process_time() - busy
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    count = len(found.train) + len(found.valid)
+    tokens = found.report.train.tokens + found.report.valid.tokens
+    figures = {"rows": count, "tokens": tokens, "seconds": seconds, "busy": used}
+    print(json.dumps({**figures, "before": before, "peak": peak}))
+
+
+def train_rows(data: Path, folder: Path) -> None:
+    """A few steps of a tiny model with the embedded base's tokenizer; print the peak."""
+    from halfbyte.model.fast import alloc
+
+    alloc.set_up()
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from halfbyte import api
+    from halfbyte.config import load_config
+    from halfbyte.model import bases
+
+    tiny = folder / "tiny"
+    if not tiny.exists():
+        tokenizer = bases.load_tokenizer(bases.resolve("smollm2-135m"))
+        config = AutoConfig.for_model(
+            "llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, vocab_size=len(tokenizer),
+        )  # fmt: skip
+        AutoModelForCausalLM.from_config(config).save_pretrained(tiny)
+        tokenizer.save_pretrained(tiny)
+    words = (
+        f"model.base={tiny}", f"data.train={data}", f"runs={folder}/runs", "data.valid_size=16",
+        "train.max_steps=5", "train.tensorboard=false", "train.eval_every=100000",
+    )  # fmt: skip
+    training = api.prepare_training(load_config(None, words))
+    memory = [event.memory for event in training.events() if event.kind == "stepped"]
+    print(json.dumps({"memory": max(memory), "resolved": len(training.summary.data.train)}))
+
+
+def asked(*words: str) -> dict[str, float]:
+    """The JSON of this script in another process."""
+    done = subprocess.run(
+        [sys.executable, __file__, *words], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> int:
+    """The table; 1 if the largest set is prepared too slowly."""
+    if sys.argv[1:2] == ["--prepare"]:
+        prepare_rows(Path(sys.argv[2]), Path(sys.argv[3]))
+        return 0
+    if sys.argv[1:2] == ["--train"]:
+        train_rows(Path(sys.argv[2]), Path(sys.argv[3]))
+        return 0
+    counts = [int(word) for word in sys.argv[1:]] or COUNTS
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {machine_words(len(os.sched_getaffinity(0)))}\n")
+    print(
+        "| rows | tokens | rows/s | rows/s of one core | peak RSS, preparing, MB | of it the rows, "
+        "MB | peak RSS, training, MB |\n|---|---|---|---|---|---|---|"
+    )
+    rate = 0.0
+    for count in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            data = write_rows(Path(folder) / "rows.jsonl", count)
+            made = asked("--prepare", str(data), f"{folder}/cache")
+            used = asked("--train", str(data), folder)
+        rate = made["rows"] / made["seconds"]
+        print(
+            f"| {made['rows']:,} | {made['tokens']:,} | {rate:,.0f} | "
+            f"{made['rows'] / made['busy']:,.0f} | {made['peak'] / 1e6:,.0f} | "
+            f"{(made['peak'] - made['before']) / 1e6:,.0f} | {used['memory'] / 1e6:,.0f} |",
+            flush=True,
+        )
+    return int(rate < LEAST)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
