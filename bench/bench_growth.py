@@ -130,7 +130,8 @@ def main() -> None:
     if given.one is not None:
         one(json.loads(given.one), given.repeats)
         return
-    print(f"{datetime.now(UTC):%Y-%m-%d}, {machine_words(given.threads)}")
+    kind = "processor seconds" if os.environ.get("BENCH_BY_CPU") == "1" else "seconds on the clock"
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {machine_words(given.threads)}, {kind}")
     with tempfile.TemporaryDirectory() as folder:
         for what in given.what:
             print(f"\n| {what} | " + " | ".join(HEADER) + " |")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,11 @@ from halfbyte.model.loss import TokenLoss
 from halfbyte.train import OptimizerSettings, Source, State, prepare_state
 from halfbyte.train.step import apply_gradient, peak_memory, step_gradient
 
+# On a machine that others use, BENCH_BY_CPU=1 and one thread count the processor's seconds: they
+# are what the clock would show if nobody else were there.
+BY_CPU = os.environ.get("BENCH_BY_CPU") == "1"
+clock = time.process_time if BY_CPU else time.perf_counter
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -34,12 +40,12 @@ class Ready:
 
     def step(self) -> float:
         """One optimizer update; seconds."""
-        began = time.perf_counter()
+        began = clock()
         gradient = step_gradient(self.state, self.source, self.rows, 1.0)
         assert not gradient.reason, gradient.reason
         apply_gradient(self.state, 1.0)
         self.state.optimizer.zero_grad()
-        return time.perf_counter() - began
+        return clock() - began
 
     @property
     def memory(self) -> int:
