@@ -1,6 +1,7 @@
 """`make bench`: every figure that needs nothing but halfbyte itself, one script after the other.
 
-`bench_export.py` is not among them: it needs a trained adapter, and a llama.cpp to ask.
+`bench_export.py` is not among them: it needs a trained adapter, and a llama.cpp to ask. Nor is
+`bench_peers.py`, which needs the peers (bench/peers/README.md).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ SCRIPTS = (
     ("methods.py", "train.max_steps=12", "data.limit=240", "train.tensorboard=false"),
     ("bench_generation.py",),
     ("optimizers.py",),
+    ("bench_roofline.py",),
+    ("bench_growth.py",),
     ("kill_saves.py", "300"),
 )
 
