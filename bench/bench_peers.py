@@ -39,7 +39,7 @@ PEERS = Path(__file__).resolve().parent / "peers"
 SCRIPTS = {"ours": "run_ours.py", "trl": "run_trl.py", "llamafactory": "run_llamafactory.py"}
 NAMES = {"ours": "halfbyte", "trl": "TRL", "llamafactory": "LLaMA-Factory"}
 RUNS = (
-    "ours:defaults", "llamafactory:defaults", "llamafactory:fp32", "llamafactory:best",
+    "ours:defaults", "ours:lean", "llamafactory:defaults", "llamafactory:fp32", "llamafactory:best",
     "trl:defaults", "trl:fp32", "trl:best",
 )  # fmt: skip
 HEADER = (

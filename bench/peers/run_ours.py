@@ -13,8 +13,10 @@ from halfbyte.model.fast import alloc
 
 
 def overrides(job: Job) -> list[str]:
-    """Defaults but for what is the same for all; `best` is the same, as nothing needs tuning."""
+    """Defaults but for what is the same for all; `lean` computes fewer tokens at once."""
+    words = ["train.micro_tokens=512"] if job.variant == "lean" else []
     return [
+        *words,
         f"runs={Path(job.output).parent}",
         f"name={Path(job.output).name}",
         f"model.base={job.base}",
