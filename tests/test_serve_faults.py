@@ -17,6 +17,8 @@ from halfbyte.serve import Keys, ServeSettings
 from tests.serving import QUESTION, Running, World, events_of, is_error, make_world, running
 
 CHAT = "/v1/chat/completions"
+# without chance: a random model ends an answer at any token
+GREEDY = {"model": "red", "messages": QUESTION, "temperature": 0}
 KEY, ADMIN = "an-api-key", "an-admin-key"
 
 
@@ -193,9 +195,7 @@ def test_a_client_that_leaves_frees_its_place(server: Running, stream: bool) -> 
 
     engine.step = spy  # type: ignore[method-assign]  # watching is the point
     try:
-        body = json.dumps(
-            {"model": "red", "messages": QUESTION, "max_tokens": 350, "stream": stream}
-        ).encode()
+        body = json.dumps({**GREEDY, "max_tokens": 350, "stream": stream}).encode()
         with socket.create_connection(("127.0.0.1", server.port)) as one:
             one.sendall(post(JSON_HEADERS, body))
             while not engine.running:
@@ -212,7 +212,7 @@ def test_a_client_that_leaves_frees_its_place(server: Running, stream: bool) -> 
 def test_a_client_that_leaves_before_its_answer_leaves_nothing(server: Running) -> None:
     """Fault 24: clients that send a request, or half of one, and leave at once, leave nothing
     behind."""
-    body = json.dumps({"model": "red", "messages": QUESTION, "max_tokens": 300}).encode()
+    body = json.dumps({**GREEDY, "max_tokens": 300}).encode()
     whole = post(JSON_HEADERS, body)
     for cut in (len(whole), len(whole) - 5, 100, 1):
         for _ in range(3):
@@ -294,7 +294,7 @@ def test_a_request_has_a_deadline(hurried: Running) -> None:
     try:
         status, error = hurried.chat("red", max_tokens=300)
         assert (status, is_error(error)) == (504, True)
-        body = {"model": "red", "messages": QUESTION, "max_tokens": 300, "stream": True}
+        body = {**GREEDY, "max_tokens": 300, "stream": True}
         _, text, _ = hurried.ask("POST", CHAT, body)
         last = json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))
         assert is_error(last)
@@ -470,7 +470,7 @@ def test_keys_that_are_none_are_refused() -> None:
 
 def test_streams_are_whole(world: World, server: Running) -> None:
     """A stream read as bytes is events and [DONE], as browsers' EventSource wants them."""
-    body = {"model": "red", "messages": QUESTION, "stream": True, "temperature": 0}
+    body = {**GREEDY, "stream": True}
     _, text, headers = server.ask("POST", CHAT, body)
     said = "".join(e["choices"][0]["delta"].get("content", "") for e in events_of(text))
     assert said == world.alone("red", QUESTION[0]["content"])

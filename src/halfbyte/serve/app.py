@@ -25,14 +25,20 @@ _GONE = 499  # nginx' number for a client that left; nobody reads it
 
 
 class _Application(FastAPI):
-    """FastAPI describes its own 422 on every route; ours are 400, in OpenAI's form."""
+    """FastAPI describes its own 422 on every route, and errors in the type of the route's answer;
+    ours are 400, and JSON on every route.
+    """
 
     def openapi(self) -> dict[str, Any]:
         """The description, made once."""
         table = super().openapi()
         for path in table["paths"].values():
             for operation in path.values():
-                operation["responses"].pop("422", None)
+                responses = operation["responses"]
+                responses.pop("422", None)
+                for status in responses.keys() - {"200"}:
+                    (content,) = responses[status]["content"].values()
+                    responses[status]["content"] = {"application/json": content}
         for unused in ("HTTPValidationError", "ValidationError"):
             table["components"]["schemas"].pop(unused, None)
         return table
