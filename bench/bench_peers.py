@@ -288,7 +288,10 @@ def main() -> None:
                     train(entry, jobs[entry.count], given, str(folder / name))
                 except RuntimeError as error:  # the others are still worth their figures
                     print(error, file=sys.stderr, flush=True)
-        score(found, next(iter(jobs.values())), given, folder)
+        try:
+            score(found, next(iter(jobs.values())), given, folder)
+        except RuntimeError as error:  # the times are worth keeping
+            print(error, file=sys.stderr, flush=True)
     every = remembered(given.json, [entry for entry in found if entry.seconds])
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine_words(given.threads)}")
     print(
