@@ -21,6 +21,7 @@ from halfbyte.config import LoraSettings, load_config
 from halfbyte.data.batches import MicroLimits, plan_step
 from halfbyte.data.records import Encoded
 from halfbyte.errors import InputError, MissingError
+from halfbyte.model import pace
 from halfbyte.model.adapters import attach
 from halfbyte.model.arrange import Wishes, arrange
 from halfbyte.model.budget import Load, Way, base_bytes, memory, trained
@@ -210,6 +211,23 @@ def test_a_faster_card_is_faster(shape: Shape) -> None:
     ]
     assert seconds[1] < seconds[0] or CARDS["rtx3060"].operations < CARDS["t4"].operations
     assert seconds[-1] == min(seconds)
+
+
+def test_the_layer_that_is_timed_is_one_of_the_model(shape: Shape) -> None:
+    """Its operations are those of one layer of the shape over the tokens it is timed with."""
+    layer = pace._layer(shape, torch.float32)
+    layer.run()
+    assert not any(one.grad is not None for one in layer.loss.parameters())
+    one_layer = 4 * shape.linear_weights / shape.layers * pace._TOKENS
+    assert one_layer < layer.operations < 3 * one_layer  # at this width adapters weigh much
+
+
+def test_calibrating_gives_speeds(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "_fastest", lambda work, seconds=0.0: (work(), 0.5)[1])
+    found = pace.calibrate(shape, torch.float32)
+    assert found.measured
+    assert found.factor >= 1
+    assert step_seconds(shape, QLORA, Load(64, 8, 64), 0, found) > 0
 
 
 # the command

@@ -184,8 +184,7 @@ def _card(name: str | None) -> Card | None:
 def _parts(config: Config, card: Card | None) -> _Parts:
     name, found, base = find_config(config.model.base, config.model.revision)
     form = form_of(config) if card is None else _form_on(config, card)
-    targets = None if config.method == "full" else config.lora.targets
-    shape = shape_of(found, targets, form.device.type)
+    shape = shape_of(found, config.lora.targets, form.device.type)
     rows, work, loads = _data(config, shape, base)
     return _Parts(config, card, name, form, shape, way_of(config, form), rows, work, loads)
 

@@ -229,8 +229,7 @@ class _Parts:
         tokenizer = bases.load_tokenizer(base)
         with accelerator.main_process_first():  # one process encodes, the others find the cache
             data = prepare(config.data, tokenizer, bases.cache_dir())
-        targets = None if config.method == "full" else config.lora.targets
-        shape = shape_of(bases.load_model_config(base), targets, form.device.type)
+        shape = shape_of(bases.load_model_config(base), config.lora.targets, form.device.type)
         way = way_of(config, form)
         require_disk(Path(config.runs), disk_bytes(trained(shape, way), config.train))
         pack = config.train.pack and shape.mixes is None
