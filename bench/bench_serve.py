@@ -160,7 +160,7 @@ def load(
         threading.Thread(target=client, args=(port, asked.new, todo, tally, lock))
         for _ in range(clients)
     ]
-    swapper = threading.Thread(target=swaps, args=(port, over, tally))
+    swapper = threading.Thread(target=swaps, args=(port, asked.swap_every, over, tally))
     began = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -198,10 +198,10 @@ def client(
             tally.texts.setdefault((model, question), set()).add(text)
 
 
-def swaps(port: int, over: threading.Event, tally: Tally) -> None:
-    """Load two adapters anew and unload the third, once a second, while others ask."""
+def swaps(port: int, every: float, over: threading.Event, tally: Tally) -> None:
+    """Load two adapters anew and unload the third, again and again, while others ask."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-    while not over.wait(1.0):
+    while not over.wait(every):
         for name in NAMES[:2]:
             body = {"lora_name": name, "lora_path": name, "load_inplace": True}
             status, answer = post(connection, "/v1/load_lora_adapter", body)
@@ -228,6 +228,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--swap-every", type=float, default=5.0, help="seconds between swaps")
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     return parser.parse_args()
 

@@ -62,8 +62,9 @@ class Backend(Protocol):
             InputError: when the model holds no adapter of this name, or one it cannot run.
         """
 
-    def forget(self, name: str) -> None:
-        """The adapter of this name changed or went: the next `adapter(name)` reads it anew."""
+    def forget(self, name: str) -> Hashable | None:
+        """The adapter of this name changed or went: the next `adapter(name)` reads it anew.
+        Returns what `adapter(name)` gave before; None if it was not asked for."""
 
     def forward(self, spans: list[Span]) -> torch.Tensor:
         """Compute the spans, of which no two share a slot, and fill their places in the cache.

@@ -117,9 +117,9 @@ class DecoderBackend:
                 projection.modules = modules
         self._head.modules = [inner.get_output_embeddings()]
 
-    def forget(self, name: str) -> None:
+    def forget(self, name: str) -> Hashable | None:
         """Read the adapter anew when it is next asked for."""
-        self._adapters.pop(name, None)
+        return self._adapters.pop(name, None)
 
     def forward(self, spans: list[Span]) -> torch.Tensor:
         """See `Backend.forward`. Rows of one adapter lie side by side, answers before prompts."""

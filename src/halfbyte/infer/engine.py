@@ -107,8 +107,7 @@ class Engine:
 
         Rows under way finish with the weights they began with where the backend can do that.
         """
-        self.backend.forget(adapter)
-        self._slots.forget()
+        self._slots.forget(self.backend.forget(adapter))
 
     @torch.inference_mode()
     def step(self) -> list[Update]:

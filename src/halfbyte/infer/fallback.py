@@ -114,8 +114,9 @@ class TransformersBackend:
             )
         return name
 
-    def forget(self, name: str) -> None:
-        """Nothing is kept of adapters here."""
+    def forget(self, name: str) -> Hashable:
+        """Nothing is kept of adapters here; rows carry the name."""
+        return name
 
     def forward(self, spans: list[Span]) -> torch.Tensor:
         """See `Backend.forward`."""

@@ -65,6 +65,7 @@ class _Slot:
     ids: Sequence[int] = ()
     adapter: Hashable | None = None
     row: Row | None = None
+    stale: bool = False  # its adapter was forgotten while a row was still answering with it
     used: int = 0  # the clock when it was last given away: the oldest is overwritten first
 
 
@@ -124,7 +125,7 @@ class Slots:
         if count and target != source:
             self._cache.copy(source, target, count)
         row.slot, row.computed, row.cached = target, count, count
-        slot = _Slot(tuple(row.ids[:count]), row.adapter, row, self._clock)
+        slot = _Slot(tuple(row.ids[:count]), row.adapter, row, used=self._clock)
         self._slots[target] = slot
 
     def waits(self, row: Row) -> bool:
@@ -148,13 +149,19 @@ class Slots:
         slot.row = None
         slot.ids = tuple(row.ids[: row.computed])
         row.slot = -1
+        self._clear(slot)
 
-    def forget(self) -> None:
-        """Forget what free slots hold."""
+    def forget(self, adapter: Hashable | None) -> None:
+        """Forget what free slots hold of an adapter; what others computed stays."""
         for slot in self._slots:
-            if slot.row is None:
-                slot.ids = ()
-                slot.adapter = None  # its weights would stay in memory
+            if adapter is not None and slot.adapter == adapter:
+                slot.stale = True
+                self._clear(slot)
+
+    def _clear(self, slot: _Slot) -> None:
+        """Forget a stale slot as soon as it is free: the adapter would stay in memory."""
+        if slot.stale and slot.row is None:
+            slot.ids, slot.adapter, slot.stale = (), None, False
 
     def _longest_match(self, row: Row) -> tuple[int, int]:
         """The slot that begins most like the row, and how many tokens of it can be taken over:
