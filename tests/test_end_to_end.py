@@ -338,6 +338,7 @@ def test_a_memory_limit_is_kept_or_refused(
     # of a tiny model the libraries would be a thousand times the rest
     monkeypatch.setattr("halfbyte.api.arranging.held_now", lambda _: 0)
     words = (f"model.base={base}", f"data.train={rows}", f"runs={tmp_path}", "method=lora")
+    words = (*words, "train.micro_tokens=512")  # else fewer tokens at once would do
     with pytest.raises(ResourceError) as refused:
         api.prepare_training(load_config(None, (*words, "train.memory_limit=0.1MB")))
     assert refused.value.exit_code == 3
