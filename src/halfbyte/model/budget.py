@@ -150,7 +150,7 @@ def _activations(shape: Shape, way: Way, load: Load, recomputed: int) -> int:
     rest = (shape.layers - recomputed) * layer + recomputed * shape.width
     # while a recomputed layer is in its backward pass, the whole ones are gone
     again = recomputed * shape.width + layer if recomputed else 0
-    mask = load.tokens**2 if shape.route != "segments" else 0
+    mask = load.tokens**2 if shape.route == "mask" else 0
     found = max(rest, again) * load.tokens + ends + mask
     return way.compute * found + way.compute * 2 * shape.width * load.targets
 

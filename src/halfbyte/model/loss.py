@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from halfbyte.data.records import Batch
-from halfbyte.model.fast import attention, buffers, parts
+from halfbyte.model.fast import attention, buffers, flex, parts
 from halfbyte.model.fast.head import Head, nll_sum, nll_values
 from halfbyte.model.fast.layout import additive_mask, allowed, blocks, longest
 
@@ -90,10 +90,13 @@ class TokenLoss(nn.Module):
         common["position_ids"] = batch.position_ids
         window = getattr(causal.config.get_text_config(), "sliding_window", None)
         windowed = window is not None and longest(batch) > window
-        if self.route == "segments" and not windowed:
+        if self.route in ("segments", "flex") and not windowed:
             # a mask of four dimensions is taken as it is: none is built, and ours needs none
             nothing = torch.zeros(1, 1, 1, 1, dtype=causal.dtype, device=batch.input_ids.device)
-            layout = attention.Layout(blocks(batch, causal.dtype))
+            if self.route == "flex":
+                layout = attention.Layout([], flex.block_mask(batch))
+            else:
+                layout = attention.Layout(blocks(batch, causal.dtype))
             return {**common, "attention_mask": nothing, "layout": layout}
         mask = additive_mask(allowed(batch), causal.dtype)
         if not windowed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from halfbyte.errors import IntegrityError
 from halfbyte.model.fast import fused
 from halfbyte.model.fast.checkpoint import layers
-from halfbyte.model.fast.parts import packing_fault, route_of
+from halfbyte.model.fast.parts import Route, packing_fault, route_of
 from halfbyte.model.sizes import Sizes
 from halfbyte.model.targets import Targets, ends_with, linear_layers, target_names
 
@@ -57,7 +57,7 @@ class Shape:
     others: int
     blocks: int
     lean: bool
-    route: Literal["segments", "mask", "rows"]
+    route: Route
     mixes: str | None = None
 
     @property

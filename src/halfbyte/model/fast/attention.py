@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from halfbyte.model.fast import buffers
+from halfbyte.model.fast import buffers, flex
 from halfbyte.model.fast.layout import Block
 
 __all__ = ["NAME", "Layout", "register", "segment_attention"]
@@ -24,11 +25,12 @@ NAME = "halfbyte"
 
 @dataclass(slots=True)
 class Layout:
-    """The blocks of one batch. `layers` counts the calls: a model that swallows the argument would
-    attend across rows without anybody noticing.
+    """The blocks of one batch, or its mask for FlexAttention. `layers` counts the calls: a model
+    that swallows the argument would attend across rows without anybody noticing.
     """
 
     blocks: list[Block]
+    mask: BlockMask | None = None
     layers: int = field(default=0)
 
 
@@ -54,6 +56,8 @@ def _attend(
     layout.layers += 1
     scale = kwargs.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if layout.mask is not None:
+        return flex.attend(query, key, value, layout.mask, scale), None
     return segment_attention(query, key, value, layout.blocks, scale), None
 
 

@@ -8,7 +8,7 @@ import torch
 
 from halfbyte.data.records import Batch, Segment
 
-__all__ = ["Block", "additive_mask", "allowed", "blocks", "enter_leave", "longest"]
+__all__ = ["Block", "additive_mask", "allowed", "blocks", "enter_leave", "longest", "tree_bounds"]
 
 # Queries of a long segment are taken in pieces, so that most of the half of the square that
 # causality forbids is never computed. Smaller pieces save more of it but make thinner products.
@@ -110,6 +110,18 @@ def enter_leave(segments: tuple[Segment, ...]) -> tuple[list[int], list[int]]:
     return list(range(len(segments))), leave
 
 
+def tree_bounds(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """`enter_leave` of each place's segment, int32 [R, L] each, -1 at padding."""
+    rows, length = batch.input_ids.shape
+    enter = torch.full((rows, length), -1, dtype=torch.int32)
+    leave = torch.full((rows, length), -1, dtype=torch.int32)
+    for segment, first, last in zip(batch.segments, *enter_leave(batch.segments), strict=True):
+        enter[segment.row, segment.start : segment.stop] = first
+        leave[segment.row, segment.start : segment.stop] = last
+    device = batch.input_ids.device
+    return enter.to(device), leave.to(device)
+
+
 def longest(batch: Batch) -> int:
     """Tokens of the longest row in the batch, its shared beginning included."""
     return int(batch.position_ids.max()) + 1
@@ -121,14 +133,8 @@ def allowed(batch: Batch, window: int | None = None) -> torch.Tensor:
     With `window` only keys fewer than so many positions back. A padding place sees itself alone,
     because a row of a softmax may not be empty.
     """
-    rows, length = batch.input_ids.shape
-    device = batch.input_ids.device
-    enter = torch.full((rows, length), -1, dtype=torch.int32)
-    leave = torch.full((rows, length), -1, dtype=torch.int32)
-    for segment, first, last in zip(batch.segments, *enter_leave(batch.segments), strict=True):
-        enter[segment.row, segment.start : segment.stop] = first
-        leave[segment.row, segment.start : segment.stop] = last
-    enter, leave = enter.to(device), leave.to(device)
+    length, device = batch.input_ids.shape[1], batch.input_ids.device
+    enter, leave = tree_bounds(batch)
     q, k = enter[:, :, None], enter[:, None, :]
     mask = (k <= q) & (q < leave[:, None, :]) & (k >= 0)
     mask &= torch.ones(length, length, dtype=torch.bool, device=device).tril()

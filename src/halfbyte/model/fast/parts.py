@@ -8,13 +8,13 @@ from typing import Any, Literal, NamedTuple
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from halfbyte.model.fast import alloc, attention, fused, linear, weights
+from halfbyte.model.fast import alloc, attention, flex, fused, linear, weights
 
 __all__ = ["Part", "Route", "causal_model", "install", "packing_fault", "route_of", "status"]
 
-# How rows of one batch are kept apart: by the layout of their segments, by a mask [R, 1, L, L], or
-# only by standing in rows of their own.
-Route = Literal["segments", "mask", "rows"]
+# How rows of one batch are kept apart: by the layout of their segments, by FlexAttention's block
+# mask, by a mask [R, 1, L, L], or only by standing in rows of their own.
+Route = Literal["segments", "flex", "mask", "rows"]
 
 _KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
@@ -43,7 +43,7 @@ def install(model: nn.Module) -> Route:
     weights.keep_as_quantized(causal)
     fused.replace(causal)
     route, _ = route_of(causal)
-    if route == "segments":
+    if route in ("segments", "flex"):
         attention.register()
         causal.set_attn_implementation(attention.NAME)
     elif route == "mask" and getattr(_config(causal), "attn_logit_softcapping", None):
@@ -67,9 +67,17 @@ def route_of(causal: Any, device: str | None = None) -> tuple[Route, str]:
     if any(hasattr(module, "sinks") for module in causal.modules()):
         return "mask", "attention has sinks"
     device = device or causal.device.type
-    if device != "cpu":
-        return "mask", f"written for the CPU; on {device} a mask goes to torch's kernels"
-    return "segments", "batched products per segment"
+    return _on_card(causal, device) if device != "cpu" else ("segments", "batched products")
+
+
+def _on_card(causal: Any, device: str) -> tuple[Route, str]:
+    config = _config(causal)
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    fault = flex.fault(device, causal.dtype, int(width))
+    if fault is None:
+        return "flex", "FlexAttention, tried against a masked softmax on this card"
+    return "mask", f"a mask goes to torch's kernels: {fault}"
 
 
 def packing_fault(causal: Any) -> str | None:
@@ -99,7 +107,7 @@ def status(model: nn.Module) -> list[Part]:
         _lora_part(causal),
         Part("packing", fault is None, fault or "rows share a sequence, positions restart"),
         Part("shared prefixes", fault is None, fault or "each computed once"),
-        Part("segment attention", route == "segments", reason),
+        Part("segment attention", route in ("segments", "flex"), reason),
         Part(
             "vocabulary in chunks",
             plain_head,
