@@ -209,7 +209,5 @@ def test_loading(name: str) -> None:
 
 def test_unknown_name() -> None:
     """An unknown set is an error that lists the known ones."""
-    with pytest.raises(
-        DataError, match="builtin:tutor, .*builtin:demo"
-    ):
+    with pytest.raises(DataError, match=r"builtin:tutor, .*builtin:demo"):
         load_builtin("tutr")
