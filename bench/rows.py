@@ -7,17 +7,21 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-_ENDS = ("a", "e", "i", "o", "u", "an", "er")
-_SYLLABLES = [start + end for start in "bdfghjklmnprstvwyz" for end in _ENDS]
+from halfbyte.data.builtin import BUILTINS, load_builtin
 
 
-def words(count: int = 8000, seed: int = 1) -> list[str]:
-    """A vocabulary of made-up words of one to four syllables."""
-    source = random.Random(seed)
-    return ["".join(source.choices(_SYLLABLES, k=source.randint(1, 4))) for _ in range(count)]
+def words() -> list[str]:
+    """The words of the built-in rows, as they are written there: real ones, for the tokenizer."""
+    texts = (
+        message.content
+        for name in BUILTINS
+        for row in load_builtin(name)
+        for message in row.messages
+    )
+    return sorted({word for text in texts for word in text.split() if word.isalpha()})
 
 
-def rows(count: int, median: int = 90, seed: int = 2) -> Iterator[dict[str, str]]:
+def rows(count: int, median: int = 60, seed: int = 2) -> Iterator[dict[str, str]]:
     """Rows of instruction and response: log-normal lengths of about `median` words, common words
     more often than rare ones (Zipf), every tenth word a number."""
     source = random.Random(seed)
@@ -35,7 +39,7 @@ def rows(count: int, median: int = 90, seed: int = 2) -> Iterator[dict[str, str]
         }
 
 
-def write_rows(path: Path, count: int, median: int = 90, seed: int = 2) -> Path:
+def write_rows(path: Path, count: int, median: int = 60, seed: int = 2) -> Path:
     """Write them as JSON lines."""
     with path.open("w", encoding="utf-8") as file:
         for row in rows(count, median, seed):

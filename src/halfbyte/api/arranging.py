@@ -22,9 +22,9 @@ from halfbyte.model.shape import Shape, catalogue_config, shape_of
 from halfbyte.model.sizes import SIZES
 from halfbyte.train import Source, free_memory
 
-# A QLoRA step of a 135M base keeps 0.7 MB a token: this many tokens at once suit a small machine,
-# and more make its products no faster (DECISIONS.md). A GPU is only busy with more.
-_TOKENS: Final = {"cpu": 1024, "cuda": 8192}
+# A QLoRA step of a 135M base keeps 0.7 MB a token: twice as many at once are 3 % faster and take
+# 500 MB more (docs/benchmarks.md). A GPU is only busy with more.
+_TOKENS: Final = {"cpu": 512, "cuda": 8192}
 # What a process takes after it has read its data: kernels and libraries that load on first use,
 # and on CUDA the context. Measured with bench/bench_plan.py.
 LATER: Final = {"cpu": 60_000_000, "cuda": 600_000_000}
