@@ -95,18 +95,18 @@ TASKS = (
     ),
     Task(
         "gsm8k",
-        "GSM8K: school mathematics in steps (400 rows trained once, 60 scored)",
+        "GSM8K: school mathematics in steps (300 rows trained once, 60 scored)",
         (
             "data.train={data}/gsm8k_train.jsonl",
-            "data.valid={data}/gsm8k_test.jsonl",
-            "data.limit=400",
+            "data.limit=360",
+            "data.valid_size=60",
             "train.learning_rate=1e-3",
             "train.epochs=1",
             "eval.rows=60",
             "eval.max_new_tokens=160",
         ),
         ("final_answer_match", "key_facts", "final_line", "perplexity", "retention_perplexity"),
-        "A model of this size does not learn arithmetic from 400 rows.",
+        "A model of this size does not learn arithmetic from 300 rows.",
     ),
 )
 

@@ -50,6 +50,19 @@ def test_a_recipe_in_scientific_notation(tmp_path: Path) -> None:
     assert load_config(path).config.learning_rate == 2e-4
 
 
+@pytest.mark.parametrize("word", ["on", "off", "auto"])
+def test_on_and_off_are_words(tmp_path: Path, word: str) -> None:
+    """YAML 1.1 reads on and off as true and false; in a recipe, as an override and read back from
+    a run they are the words."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"train:\n  checkpointing: {word}\n")
+    assert load_config(recipe).config.train.checkpointing == word
+    given = load_config(None, [f"train.checkpointing={word}"])
+    assert given.config.train.checkpointing == word
+    recipe.write_text(write_config(given.config))
+    assert load_config(recipe).config.train.checkpointing == word
+
+
 def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
     """Unknown keys, wrong types, wrong ranges of the file and the command line, in one error."""
     path = tmp_path / "r.yaml"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 _UNITS = {"MiB": 1 << 20, "GiB": 1 << 30, "MB": 10**6, "GB": 10**9}
 Method = Literal["full", "lora", "qlora"]
@@ -21,6 +21,14 @@ def _not_blank(value: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_not_blank)]
+
+
+def _spoken(value: object) -> object:
+    """YAML 1.1 reads `on` and `off` as true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_spoken)]
 
 
 class Settings(BaseModel):
@@ -176,7 +184,7 @@ class TrainSettings(Settings):
     max_grad_norm: float = Field(
         1.0, gt=0, description="Gradients are scaled down to this norm (QLoRA: 0.3)."
     )
-    checkpointing: Literal["auto", "on", "off"] = Field(
+    checkpointing: Switch = Field(
         "auto",
         description="Recompute activations in the backward pass; `auto`: where memory is short.",
     )
