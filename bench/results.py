@@ -157,7 +157,7 @@ def page(runs: Path) -> str:
         f"peft {version('peft')}. "
         "Intervals are 95 % paired bootstrap intervals; p-values of all scores but the headline "
         "are corrected by Holm. Every difference is given as tuned against base; shares in "
-        "percent points, perplexities as a ratio. A line with `=` shows no difference.",
+        "percent points, perplexities as a ratio.",
         "",
     ]
     return "\n".join([*head, *(line for task in TASKS for line in section(runs, task))])
