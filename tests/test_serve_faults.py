@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ def hurried(world: World) -> Iterator[Running]:
         "body_seconds": 0.4,
         "idle_seconds": 1.0,
         "stall_seconds": 0.4,
-        "request_seconds": 1.0,
+        "request_seconds": 2.5,
         "rows": 2,
         "waiting": 1,
         "new_tokens": 300,
@@ -309,21 +310,25 @@ def test_a_full_queue_refuses_at_once(hurried: Running) -> None:
     engine = hurried.service.engine.engine
     real = engine.step
 
-    def slow() -> list[Update]:
-        time.sleep(0.02)
+    refused = Event()
+
+    def held() -> list[Update]:
+        refused.wait(0.2)  # the three are under way until the fourth was refused
         return real()
 
-    engine.step = slow  # type: ignore[method-assign]  # long enough to be met
+    engine.step = held  # type: ignore[method-assign]  # long enough to be met
     try:
         assert hurried.chat("red", n=4)[0] == 400
         with ThreadPoolExecutor(3) as pool:
-            running = [pool.submit(hurried.chat, "red", max_tokens=20) for _ in range(3)]
+            running = [pool.submit(hurried.chat, "red", max_tokens=3) for _ in range(3)]
             while hurried.service.engine.open < 3:
                 time.sleep(0.002)
             body = {"model": "red", "messages": QUESTION}
             status, error, headers = hurried.ask("POST", CHAT, body)
+            refused.set()
             assert [one.result()[0] for one in running] == [200] * 3
     finally:
+        refused.set()
         engine.step = real  # type: ignore[method-assign]  # as it was
     assert (status, is_error(error), headers["retry-after"]) == (429, True, "1")
     assert hurried.chat("red", max_tokens=2)[0] == 200
