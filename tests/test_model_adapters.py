@@ -17,8 +17,9 @@ from torch import nn
 from halfbyte.config import LoraSettings
 from halfbyte.config import resolve as resolve_config
 from halfbyte.errors import InputError, IntegrityError
-from halfbyte.model.adapters import attach, enable_checkpointing, load, save, target_names
+from halfbyte.model.adapters import attach, load, save, target_names
 from halfbyte.model.bases import resolve
+from halfbyte.model.fast import checkpoint
 from halfbyte.model.load import form_of, load_base
 from halfbyte.model.memory import summarize
 from tests.tiny import ARCHS, tiny_base, tiny_model
@@ -216,7 +217,7 @@ def test_checkpointing_changes_no_gradient() -> None:
         model = attach(tiny_model(), LoraSettings(rank=4), seed=0)
         train(model, 1)
         if recompute:
-            enable_checkpointing(model)
+            assert checkpoint.set_layers(model, 2) == 2
         model.train()
         model(IDS, labels=IDS).loss.backward()
         found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})

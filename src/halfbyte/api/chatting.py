@@ -13,19 +13,11 @@ from halfbyte.api.generating import with_template
 from halfbyte.api.opening import Opened, find_run, require_fit
 from halfbyte.data.records import Message
 from halfbyte.errors import InputError
-from halfbyte.infer import Completion, Engine, Request, Sampling, Update
+from halfbyte.infer import NUMBERS, Completion, Engine, Request, Sampling, Update
 from halfbyte.model.adapters import load
 from halfbyte.run import write_atomic
 
-SETTINGS: Final = (
-    "max_new_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "seed",
-)
+SETTINGS: Final = tuple(NUMBERS)
 
 
 class Chat:
@@ -84,10 +76,6 @@ class Chat:
         """
         if name not in SETTINGS:
             raise InputError(f"{name}: no such setting", f"There are: {', '.join(SETTINGS)}.")
-        whole = name in {"max_new_tokens", "top_k", "seed"}
-        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if not number and not (name == "seed" and value is None):
-            raise InputError(f"{name}: {value!r} is not a {'whole ' if whole else ''}number")
         self.sampling = replace(self.sampling, **{name: value})
 
     def say(self, text: str) -> Iterator[Update]:

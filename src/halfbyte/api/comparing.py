@@ -6,7 +6,7 @@ import os
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from halfbyte.api import evidence
 from halfbyte.api.evaluating import Asked, Progress, Rows, base_of, general, held_out, subject_of
@@ -70,13 +70,13 @@ def compare_runs(
         tuned = subject_of(opened)
         key = _key(opened, against)
         if key not in known:
-            base = (
-                base_of(opened, tuned) if against is None else subject_of(open_any(against, runs))
-            )
-            known[key] = _ask(base, pair, asked.progress)
+            other = None if against is None else subject_of(open_any(against, runs))
+            known[key] = _ask(other or base_of(opened, tuned), pair, asked.progress)
         after = _ask(tuned, pair, asked.progress)
         done = _compared(opened, known[key], after, asked, wanted)
-        done = replace(done, decoding=_decoding(rows))
+        # greedy, with stops that are the template's own
+        tokens = rows.plan.sampling.max_new_tokens
+        done = replace(done, decoding={"temperature": 0, "max_new_tokens": tokens})
         evidence.keep(done)
         yield done
 
@@ -114,11 +114,6 @@ def _compared(
     findings = tuple(check(wanted, base, tuned, retained)) if wanted else ()
     place = evidence.folder(opened.run, asked.data)
     return Compared(comparison, base, tuned, retained, findings, place)
-
-
-def _decoding(rows: Rows) -> dict[str, Any]:
-    """How the answers were made: greedily, with stops that are the template's own."""
-    return {"temperature": 0, "max_new_tokens": rows.plan.sampling.max_new_tokens}
 
 
 def _key(opened: Opened, against: str | None) -> Hashable:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from halfbyte.config import Config, load_config
 from halfbyte.data.templates import Template
@@ -128,6 +128,15 @@ def _at_step(run: RunFolder, config: Config, model: Any, step: int) -> Any:
     return model
 
 
+def misfit(run: RunFolder, opened: Opened) -> Literal["base", "form"] | None:
+    """Why a run's adapter does not go on an opened base: it was trained on another one, or on this
+    one held in another form; None where it does."""
+    if Receipt.read(run.receipt).changed_files(opened.base.hashes()):
+        return "base"
+    form = form_of(run_config(run), str(opened.form.device))
+    return None if form.recipe == opened.form.recipe else "form"
+
+
 def require_fit(run: RunFolder, opened: Opened) -> None:
     """Refuse to put a run's adapter on a base it was not trained on, or on one held otherwise.
 
@@ -139,11 +148,11 @@ def require_fit(run: RunFolder, opened: Opened) -> None:
     hint = f"Open it by itself: halfbyte chat {run.name}"
     if config.method == "full" or (opened.run is not None and opened.adapter is None):
         raise InputError(f"{run.name}: full training has no adapter to switch to", hint)
-    trained_on, here = Receipt.read(run.receipt).base_files, opened.base.hashes()
-    if any(here.get(name) != known for name, known in trained_on.items()):
+    fault = misfit(run, opened)
+    if fault == "base":
         raise IntegrityError(f"{run.name}: was trained on {config.model.base}", hint=hint)
-    form = form_of(config, str(opened.form.device))
-    if form.recipe != opened.form.recipe:
+    if fault == "form":
+        form = form_of(config)
         held = f"{config.model.base}@{form.quantization}" if form.quantization else "its base"
         raise IntegrityError(
             f"{run.name}: was trained on the base in another form",
@@ -202,9 +211,7 @@ def _require_result(run: RunFolder, folder: Path) -> None:
 
 
 def _require_same_base(run: RunFolder, base: Base) -> None:
-    trained_on = Receipt.read(run.receipt).base_files
-    now = base.hashes()
-    changed = sorted(name for name in trained_on if now.get(name) != trained_on[name])
+    changed = Receipt.read(run.receipt).changed_files(base.hashes())
     if changed:
         raise IntegrityError(
             f"{run.path}: the base {base.name} is not the one of the training; these files differ:",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +20,40 @@ if TYPE_CHECKING:
 PRESETS = ("creative", "balanced", "deterministic")
 
 
+def _asking(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say what is asked; the command gets the questions as `asked`."""
+
+    @wraps(command)
+    def with_questions(
+        prompts: tuple[str, ...], demo: bool, file: Path | None, context: str | None, **given: Any
+    ) -> None:
+        texts = list(prompts) + _lines(file)
+        if not texts and not demo:
+            texts = [sys.stdin.read().strip()]
+        if not all(texts):
+            raise InputError(
+                "an empty prompt", "Give the prompt as an argument, a file or on stdin."
+            )
+        alloc.set_up()  # before torch takes any memory
+        from halfbyte import api
+
+        asked = [api.Question(text, context) for text in texts]
+        command(asked=asked + (api.demo_questions() if demo else []), **given)
+
+    options = (
+        click.argument("prompts", nargs=-1, metavar="[PROMPT]..."),
+        click.option("--demo", is_flag=True, help="One built-in example of each kind of task."),
+        click.option("--file", type=click.Path(path_type=Path), help="A prompt a line."),
+        click.option("--context", help="A context for every prompt."),
+    )
+    for option in reversed(options):
+        with_questions = option(with_questions)
+    return with_questions
+
+
 @click.command()
 @click.argument("model")
-@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
-@click.option("--demo", is_flag=True, help="The built-in examples, one of each kind of task.")
-@click.option("--file", "file", type=click.Path(path_type=Path), help="A prompt a line.")
-@click.option("--context", help="A context for every prompt.")
+@_asking
 @click.option("--system", help="A system message.")
 @click.option("--base", is_flag=True, help="Answer with the run's base: its adapter off.")
 @click.option("--preset", type=click.Choice(PRESETS), default="deterministic", show_default=True)
@@ -39,10 +69,7 @@ PRESETS = ("creative", "balanced", "deterministic")
 @click.option("--runs", default="runs", show_default=True, help="The folder of runs.")
 def generate(
     model: str,
-    prompts: tuple[str, ...],
-    demo: bool,
-    file: Path | None,
-    context: str | None,
+    asked: list[Question],
     system: str | None,
     base: bool,
     as_json: bool,
@@ -53,19 +80,10 @@ def generate(
 
     Without a prompt, standard input is one.
     """
-    texts = list(prompts) + _lines(file)
-    if not texts and not demo:
-        texts = [sys.stdin.read().strip()]
-    if not all(texts):
-        raise InputError("an empty prompt", "Give the prompt as an argument, a file or on stdin.")
-    alloc.set_up()
     from halfbyte import api
 
     chosen = api.sampling(**{name: value for name, value in sampling.items() if value is not None})
-    opened = api.open_any(model, runs)
-    asked: list[Question] = [api.Question(text, context) for text in texts]
-    asked += api.demo_questions() if demo else []
-    answers = api.answer(opened, asked, chosen, system=system, base=base)
+    answers = api.answer(api.open_any(model, runs), asked, chosen, system=system, base=base)
     for one, done in zip(asked, answers, strict=True):
         if as_json:
             record = {"prompt": one.prompt, "answer": done.text, "finish": done.finish}

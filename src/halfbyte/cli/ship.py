@@ -41,17 +41,7 @@ _TARGETS = ("peft", "safetensors", "gguf", "ollama", "vllm")
 @click.option("--rows", type=click.IntRange(1), default=50, help="Held-out rows to measure on.")
 @click.option("--force", is_flag=True, help="Keep the nearest merge even when none is faithful.")
 @click.option("--runs", default="runs", show_default=True, help="The folder of runs.")
-def merge(
-    run: str,
-    out: Path | None,
-    into: str,
-    dtype: str,
-    adapters: tuple[str, ...],
-    weight: float,
-    rows: int,
-    force: bool,
-    runs: str,
-) -> None:
+def merge(run: str, runs: str, dtype: str, adapters: tuple[str, ...], **how: Any) -> None:
     """Merge a run's adapter into its base, and prove on held-out rows that it is the same model.
 
     Leaves merge-report.json; refuses when no merge does what base + adapter does.
@@ -59,18 +49,14 @@ def merge(
     alloc.set_up()
     from halfbyte import api
 
-    how = api.Merging(
-        out=out,
-        into=into,
+    merging = api.Merging(
         dtype=None if dtype == "auto" else dtype,
         adapters=dict(_weighted(text) for text in adapters),
-        weight=weight,
-        rows=rows,
-        force=force,
+        **how,
     )
-    report = api.merge(run, how, runs)
+    report = api.merge(run, merging, runs)
     _print(report.lines())
-    click.echo(f"kept    {report.kept}\nmerged  {how.out or api.find_run(run, runs).merged}")
+    click.echo(f"kept    {report.kept}\nmerged  {merging.out or api.find_run(run, runs).merged}")
 
 
 @click.command()

@@ -124,15 +124,14 @@ def compare(
 
 def _note(headline: str, base: Evaluation) -> str:
     """What a label score must be held against: labels are not equally frequent."""
-    answered = [
-        row for row, answer in zip(base.rows, base.answers, strict=True) if answer is not None
-    ]
-    often = most_frequent(answered) if headline == "label_accuracy" else None
-    return (
-        ""
-        if often is None
-        else f" Always answering “{often[0]}” would give {100 * often[1]:.1f} %."
-    )
+    if headline != "label_accuracy":
+        return ""
+    pairs = zip(base.rows, base.answers, strict=True)
+    often = most_frequent([row for row, answer in pairs if answer is not None])
+    if often is None:
+        return ""
+    label, share = often
+    return f" Always answering “{label}” would give {100 * share:.1f} %."
 
 
 def headline_score(evaluation: Evaluation) -> str:

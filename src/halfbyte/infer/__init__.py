@@ -2,6 +2,7 @@
 
 from halfbyte.infer.engine import Engine, Limits
 from halfbyte.infer.records import (
+    NUMBERS,
     PRESETS,
     Completion,
     Constraint,
@@ -12,6 +13,7 @@ from halfbyte.infer.records import (
 )
 
 __all__ = [
+    "NUMBERS",
     "PRESETS",
     "Completion",
     "Constraint",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal, Protocol
@@ -14,6 +14,19 @@ from halfbyte.errors import InputError
 
 Finish = Literal["stop", "length", "cancelled"]
 MAX_LOGPROBS: Final = 20  # alternatives a token may list, as in OpenAI's API
+
+# The settings of `Sampling` that are numbers, as people set them: whether they are whole.
+NUMBERS: Final[Mapping[str, bool]] = MappingProxyType(
+    {
+        "max_new_tokens": True,
+        "temperature": False,
+        "top_p": False,
+        "top_k": True,
+        "min_p": False,
+        "repetition_penalty": False,
+        "seed": True,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +62,17 @@ class Sampling:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        faults = [text for right, text in self._rules() if not right]
+        faults = list(self._wrong_types())
+        faults = faults or [text for right, text in self._rules() if not right]
         if faults:
             raise InputError("; ".join(faults))
+
+    def _wrong_types(self) -> Iterator[str]:
+        for name, whole in NUMBERS.items():
+            value = getattr(self, name)
+            number = isinstance(value, int if whole else int | float)
+            if (not number or isinstance(value, bool)) and not (name == "seed" and value is None):
+                yield f"{name}: {value!r} is not a {'whole ' if whole else ''}number"
 
     def _rules(self) -> tuple[tuple[bool, str], ...]:
         penalty = self.repetition_penalty

@@ -15,7 +15,6 @@ from halfbyte.model.targets import ends_with, linear_layers, target_names
 
 __all__ = [
     "attach",
-    "enable_checkpointing",
     "load",
     "lora_config",
     "save",
@@ -81,13 +80,3 @@ def lora_config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
         fan_in_fan_out=transposed,
         bias="none",
     )
-
-
-def enable_checkpointing(model: PeftModel | PreTrainedModel) -> None:
-    """Recompute activations in the backward pass.
-
-    The inputs are made to require gradients: with a frozen base the first layers' inputs carry
-    none, and recomputation would cut the graph.
-    """
-    model.enable_input_require_grads()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -131,6 +131,10 @@ class Receipt:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise IntegrityError(f"{path}: not a receipt: {error}") from None
 
+    def changed_files(self, now: Mapping[str, str]) -> list[str]:
+        """The names of the base's files that are not, in `now` (name to sha256), what they were."""
+        return sorted(name for name, was in self.base_files.items() if now.get(name) != was)
+
     def differences(self, now: Receipt) -> list[Difference]:
         """Every field of `now` that is not what it was here, nested fields by dotted name."""
         before, after = dict(_leaves(self._compared())), dict(_leaves(now._compared()))

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from halfbyte.api.opening import Opened, run_config, run_template
+from halfbyte.api.opening import Opened, misfit, run_config, run_template
 from halfbyte.config import Config
 from halfbyte.data.templates import Template
 from halfbyte.errors import HalfbyteError, IntegrityError
 from halfbyte.model.adapter_config import CONFIG_FILE, WEIGHTS_FILE
-from halfbyte.model.load import form_of
 from halfbyte.run import Receipt, RunFolder
 from halfbyte.serve.errors import RefusedError, unknown_model
 
@@ -60,20 +59,19 @@ def check_fit(run: RunFolder, opened: Opened) -> None:
         IntegrityError: it was trained on something else; the message says on what.
         HalfbyteError: its settings or receipt cannot be read.
     """
+    fault = misfit(run, opened)
+    if fault is None:
+        return
     config = run_config(run)
-    receipt = Receipt.read(run.receipt)
-    here = opened.base.hashes()
-    changed = [name for name, known in receipt.base_files.items() if here.get(name) != known]
-    if changed:
+    if fault == "base":
         raise IntegrityError(
             f"{run.name}: was trained on {Path(config.model.base).name}, whose files are not those "
             "of the base that is served"
         )
-    if form_of(config).recipe != opened.form.recipe:
-        raise IntegrityError(
-            f"{run.name}: was trained on this base in another form ({_words(config)}); start "
-            f"another server: halfbyte serve {run.name}"
-        )
+    raise IntegrityError(
+        f"{run.name}: was trained on this base in another form ({_words(config)}); start "
+        f"another server: halfbyte serve {run.name}"
+    )
 
 
 def persona(run: RunFolder, opened: Opened) -> Persona:

@@ -100,13 +100,7 @@ async def chat(request: Request, service: Here, asked: ChatRequest) -> Any:
         return service.asker.chat(asked, served)
 
     def respond(exchange: Exchange, done: list[Completion]) -> ChatResponse:
-        return ChatResponse(
-            id=exchange.envelope.id,
-            created=exchange.envelope.created,
-            model=exchange.envelope.model,
-            choices=chat_choices(done, service.grammars),
-            usage=usage_of(done, exchange.answers.requests),
-        )
+        return ChatResponse(choices=chat_choices(done, service.grammars), **_common(exchange, done))
 
     return await _answer(request, asked, ("chat.completion", ask), respond)
 
@@ -124,11 +118,7 @@ async def complete(request: Request, service: Here, asked: CompletionRequest) ->
 
     def respond(exchange: Exchange, done: list[Completion]) -> CompletionResponse:
         return CompletionResponse(
-            id=exchange.envelope.id,
-            created=exchange.envelope.created,
-            model=exchange.envelope.model,
-            choices=completion_choices(done, exchange.envelope),
-            usage=usage_of(done, exchange.answers.requests),
+            choices=completion_choices(done, exchange.envelope), **_common(exchange, done)
         )
 
     return await _answer(request, asked, ("text_completion", ask), respond)
@@ -146,6 +136,13 @@ async def unload(service: Here, asked: UnloadRequest) -> Response:
     """Free an adapter's memory; needs the admin key."""
     await service.roster.unload(asked.lora_name)
     return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' removed successfully.")
+
+
+def _common(exchange: Exchange, done: list[Completion]) -> dict[str, Any]:
+    """What whole answers of both kinds have in common."""
+    envelope = exchange.envelope
+    usage = usage_of(done, exchange.answers.requests)
+    return {"id": envelope.id, "created": envelope.created, "model": envelope.model, "usage": usage}
 
 
 async def _answer(

@@ -129,7 +129,7 @@ def _adapters(
             adapter = read_adapter_config(run.adapter)
         except (HalfbyteError, RefusedError, OSError):
             continue
-        if any(here.get(name) != known for name, known in receipt.base_files.items()):
+        if receipt.changed_files(here):
             continue
         reason = _reason(adapter, (config.method == "qlora") != quantized)
         if not reason and template not in (None, receipt.template):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
@@ -178,9 +178,3 @@ def _append(out: BinaryIO, name: str, slot: Slot, tensor: Tensor) -> None:
             hint="Its weights are damaged, or too large for this type: write float32 instead.",
         )
     out.write(cast.reshape(-1).view(torch.uint8).numpy().data)
-
-
-def in_order(weights: StoredWeights) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor with its name, read as it is asked for."""
-    for name in weights.names():
-        yield name, weights.read(name)
