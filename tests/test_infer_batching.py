@@ -197,7 +197,7 @@ def test_seeds_hold_whatever_shares_the_batch() -> None:
 
 
 def test_a_swapped_adapter_does_not_touch_rows_under_way() -> None:
-    """Rows finish with the weights they began with; rows after `forget` get the new ones."""
+    """Rows finish with the weights they began with; rows after `unload` get the new ones."""
     model = with_adapters(tiny_model("llama"), names=("one",))
     ids = tuple(range(30))
     old = reference(model, ids, "one")
@@ -205,7 +205,7 @@ def test_a_swapped_adapter_does_not_touch_rows_under_way() -> None:
     before = made.submit(Request(ids, greedy(), "one"))
     made.step()
     shake(model, 99)
-    made.forget("one")
+    made.unload("one")
     after = made.submit(Request(ids, greedy(), "one"))
     done = {}
     while not made.idle:

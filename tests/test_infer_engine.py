@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 import halfbyte.infer.engine as engine_module
+from halfbyte.errors import InputError
 from halfbyte.infer import Completion, Engine, Limits, Request, Sampling
 from tests.tiny import ARCHS, tiny_model, tiny_tokenizer
 
@@ -187,3 +189,35 @@ def test_the_model_is_left_as_it_was(path: str) -> None:
     assert all(module.training for module in model.modules())
     layer = model.base_model.model.transformer.h[0].attn.c_attn
     assert (layer.active_adapters, layer.disable_adapters) == (["two"], False)
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_rslora": True, "target_modules": ["v_proj", "down_proj", "c_proj"]},
+        {"rank_pattern": {"q_proj": 2, "c_fc": 2}, "alpha_pattern": {"gate_proj": 32, "c_fc": 32}},
+        {"use_dora": True},
+    ],
+    ids=["plain", "rslora, some layers", "patterns", "dora"],
+)
+def test_an_adapter_loaded_by_the_engine_answers_as_with_peft(
+    arch: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """From its folder, beside an adapter the model holds; after `unload` its name is free again."""
+    peft_model = with_adapters(tiny_model(arch), ["one"], task_type="CAUSAL_LM", **settings)
+    peft_model.save_pretrained(tmp_path, save_embedding_layers=False)
+    requests = [Request(tuple(range(n)), greedy(), "two") for n in (3, 9)]
+    expected = [reference(peft_model, request.ids, "one") for request in requests]
+    made = Engine(with_adapters(tiny_model(arch), ["mine"]), tiny_tokenizer())
+    for _ in range(2):
+        made.load("two", tmp_path / "one")
+        assert [answer.ids for answer in made.generate(requests)] == expected
+        with pytest.raises(InputError, match="loaded already"):
+            made.load("two", tmp_path / "one")
+        made.unload("two")
+    with pytest.raises(InputError, match="the model holds mine"):
+        made.submit(requests[0])
+    own = made.generate([Request((1, 2, 3), greedy(), "mine")])[0].ids
+    assert own == reference(with_adapters(tiny_model(arch), ["mine"]), (1, 2, 3), "mine")

@@ -166,13 +166,13 @@ def test_loading_takes_vllms_requests(world: World, server: Running) -> None:
 
 
 def test_the_longest_unused_makes_room(world: World) -> None:
-    """With room for two adapters a third evicts the one unused for longest, the model holds no
+    """With room for two adapters a third evicts the one unused for longest, the engine holds no
     more of it, and its answers are the same when it comes back."""
     with running(world.settings(limits={"adapters": 2})) as server:
         for name in ("red", "green", "red", "blue"):
             assert server.text(name) == world.alone(name, "Hello")
         assert set(server.service.roster.loaded) == {"red", "blue"}
-        assert len(server.service.roster._model.peft_config) == 3  # and the one of rank 1
+        assert len(server.service.engine.engine.backend._adapters) == 2
         assert server.text("green") == world.alone("green", "Hello")
         assert server.service.roster.counts.evictions == 2
         with ThreadPoolExecutor(6) as pool:

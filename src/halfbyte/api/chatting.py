@@ -14,7 +14,6 @@ from halfbyte.api.opening import Opened, find_run, require_fit
 from halfbyte.data.records import Message
 from halfbyte.errors import InputError
 from halfbyte.infer import NUMBERS, Completion, Engine, Request, Sampling, Update
-from halfbyte.model.adapters import load
 from halfbyte.run import write_atomic
 
 SETTINGS: Final = tuple(NUMBERS)
@@ -30,7 +29,7 @@ class Chat:
     def __init__(self, opened: Opened, wanted: Sampling, runs: str | Path = "runs") -> None:
         self.opened = opened
         self.sampling = wanted
-        self.adapters: dict[str, str] = {}  # a run's name: the adapter's name in the model
+        self.adapters: dict[str, str] = {}  # a run's name: the adapter's name in the engine
         if opened.adapter is not None:
             self.adapters[opened.name] = opened.adapter
         self.adapter: str | None = opened.name if opened.adapter is not None else None
@@ -61,10 +60,7 @@ class Chat:
             run = find_run(name, self._runs)
             require_fit(run, self.opened)
             inner = f"run-{len(self.adapters)}"
-            model = load(self.opened.model, run.adapter, inner).eval()
-            if model is not self.opened.model:  # the first adapter of a bare base
-                self.opened = replace(self.opened, model=model)
-                self._engine = Engine(model, self.opened.tokenizer)
+            self._engine.load(inner, run.adapter)
             self.adapters[name] = inner
         self.adapter = name
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from halfbyte.errors import InputError
 from halfbyte.infer.cache import KVCache
 
 
@@ -23,6 +25,18 @@ def inner_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 def adapter_names(model: PreTrainedModel | PeftModel) -> tuple[str, ...]:
     """The adapters a model holds now; PEFT tells them to the model it wraps, too."""
     return tuple(getattr(inner_model(model), "peft_config", None) or ())
+
+
+def check_known(name: str, known: Collection[str]) -> None:
+    """Raise InputError when the model holds no adapter of this name."""
+    if name not in known:
+        raise InputError(f"adapter {name!r}: the model holds {', '.join(known) or 'none'}")
+
+
+def check_new(name: str, *known: Collection[str]) -> None:
+    """Raise InputError when an adapter of this name is there already."""
+    if any(name in names for names in known):
+        raise InputError(f"an adapter called {name!r} is loaded already")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +76,17 @@ class Backend(Protocol):
             InputError: when the model holds no adapter of this name, or one it cannot run.
         """
 
-    def forget(self, name: str) -> Hashable | None:
-        """The adapter of this name changed or went: the next `adapter(name)` reads it anew.
-        Returns what `adapter(name)` gave before; None if it was not asked for."""
+    def load(self, name: str, folder: Path) -> None:
+        """Take the adapter of a folder under a name, in memory of our own.
+
+        Raises:
+            IntegrityError: it does not fit the model, or is damaged.
+            InputError: the name is taken.
+        """
+
+    def unload(self, name: str) -> Hashable | None:
+        """Forget what was read under this name; one that the model itself holds is read anew when
+        it is next asked for. Returns what `adapter(name)` gave; None if it was not asked for."""
 
     def forward(self, spans: list[Span]) -> torch.Tensor:
         """Compute the spans, of which no two share a slot, and fill their places in the cache.

@@ -11,6 +11,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import psutil
@@ -102,12 +103,21 @@ class Engine:
         """End an answer before the next token; its last update says "cancelled"."""
         self._cancels.append(ticket)
 
-    def forget(self, adapter: str) -> None:
-        """The model's adapter of this name was replaced or removed: read it anew when asked for.
+    def load(self, name: str, folder: Path) -> None:
+        """Take the adapter of a folder under a name that requests can give.
+
+        Raises:
+            IntegrityError: it does not fit the model, or is damaged.
+            InputError: the name is taken.
+        """
+        self.backend.load(name, folder)
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter; one of the model's own is read anew when it is next asked for.
 
         Rows under way finish with the weights they began with where the backend can do that.
         """
-        self._slots.forget(self.backend.forget(adapter))
+        self._slots.forget(self.backend.unload(name))
 
     @torch.inference_mode()
     def step(self) -> list[Update]:

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -19,8 +20,9 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from halfbyte.errors import InputError
-from halfbyte.infer.backend import Span, adapter_names, inner_model
+from halfbyte.infer.backend import Span, adapter_names, check_known, check_new, inner_model
 from halfbyte.infer.cache import KVCache
+from halfbyte.model.adapter_files import load
 
 _KNOWN_LAYERS: Final = {"full_attention", "sliding_attention"}
 
@@ -80,6 +82,7 @@ class TransformersBackend:
 
     def __init__(self, model: PreTrainedModel | PeftModel, reason: str = "") -> None:
         self._model = model
+        self._own: set[str] = set()
         inner = inner_model(model)
         config = inner.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ())
@@ -107,15 +110,21 @@ class TransformersBackend:
 
     def adapter(self, name: str) -> Hashable:
         """The name itself: the weights stay in the model."""
-        known = adapter_names(self._model)
-        if name not in known:
-            raise InputError(
-                f"adapter {name!r}: the model holds {', '.join(sorted(known)) or 'none'}"
-            )
+        check_known(name, adapter_names(self._model))
         return name
 
-    def forget(self, name: str) -> Hashable:
-        """Nothing is kept of adapters here; rows carry the name."""
+    def load(self, name: str, folder: Path) -> None:
+        """See `Backend.load`; the weights go into the model."""
+        check_new(name, adapter_names(self._model))
+        self._model = load(self._model, folder, name).eval()
+        self._own.add(name)
+
+    def unload(self, name: str) -> Hashable:
+        """See `Backend.unload`; nothing is kept of the model's own adapters."""
+        if name in self._own:
+            assert isinstance(self._model, PeftModel)
+            self._model.delete_adapter(name)
+            self._own.remove(name)
         return name
 
     def forward(self, spans: list[Span]) -> torch.Tensor:

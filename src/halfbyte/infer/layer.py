@@ -23,13 +23,13 @@ PROJECTIONS = 4
 class Lora(NamedTuple):
     """The adapters of one layer: rows starts[g]:stops[g] of the packed input have group g's.
 
-    `down`, `up`, `rescale`: at g * 4 + projection; empty tensors stand for none. See `Factor`.
+    `down`, `up`, `rescale`: at g * 4 + projection; see `Factor`.
     """
 
     starts: list[int]
     stops: list[int]
     down: list[torch.Tensor]
-    up: list[torch.Tensor]
+    up: list[list[torch.Tensor]]
     rescale: list[torch.Tensor]
 
 
@@ -138,7 +138,13 @@ def adapted(out: torch.Tensor, x: torch.Tensor, lora: Lora, which: int) -> torch
         if down.numel() > 0:
             start, stop = lora.starts[group], lora.stops[group]
             part = out[start:stop]
-            part.addmm_(x[start:stop] @ down, lora.up[at])
+            low = x[start:stop] @ down
+            row, column = 0, 0
+            for up in lora.up[at]:
+                rank, outs = up.shape[0], up.shape[1]
+                if rank > 0:
+                    part[:, column : column + outs].addmm_(low[:, row : row + rank], up)
+                row, column = row + rank, column + outs
             rescale = lora.rescale[at]
             if rescale.numel() > 0:
                 part.mul_(rescale[0]).add_(rescale[1])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,6 +65,56 @@ def _as_json(config: PeftConfig) -> dict[str, Any]:
     return {key: sorted(v) if isinstance(v, set) else v for key, v in table.items()}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraWeights:
+    """One layer's part of an adapter: y += scaling * (x @ a.T) @ b.T.
+
+    a: [rank, inputs]; b: [outputs, rank]; magnitude: DoRA's [outputs], None without it.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+    magnitude: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdapterFile:
+    """An adapter folder that was read and found good for a model."""
+
+    settings: AdapterConfig
+    state: dict[str, torch.Tensor]
+
+    def layer(self, name: str) -> LoraWeights | None:
+        """The part of the layer of this name, if it has one."""
+        given, key = self.settings, f"{_PREFIX}{name}"
+        if f"{key}.lora_A.weight" not in self.state:
+            return None
+        a, b = self.state[f"{key}.lora_A.weight"], self.state[f"{key}.lora_B.weight"]
+        alpha_key = get_pattern_key(list(given.alpha_pattern), name)
+        alpha = given.alpha_pattern.get(alpha_key, given.lora_alpha)
+        rank = math.sqrt(len(a)) if given.use_rslora else len(a)
+        return LoraWeights(a, b, alpha / rank, self.state.get(f"{key}.lora_magnitude_vector"))
+
+
+def read(model: PreTrainedModel | PeftModel, folder: Path) -> AdapterFile:
+    """The adapter of a folder; ours, or one trained by plain PEFT.
+
+    Everything is checked: its config under our own schema, the base it was trained on, the weights'
+    names and shapes against the model's layers, and that they are finite.
+
+    Raises:
+        IntegrityError: with the first three faults.
+    """
+    settings = read_adapter_config(folder)
+    _require_base(folder, settings, model)
+    weights = _weights_file(folder)
+    _require_fit(weights, expected_shapes(model, settings))
+    state = load_file(weights)
+    _require_finite(weights, state)
+    return AdapterFile(settings, state)
+
+
 def load(
     model: PreTrainedModel | PeftModel,
     folder: Path,
@@ -70,27 +122,19 @@ def load(
     *,
     trainable: bool = False,
 ) -> PeftModel:
-    """Put the adapter of a folder on a base, under a name; ours, or one trained by plain PEFT.
+    """Put the adapter of a folder on a base, under a name.
 
-    Everything is checked first: its config under our own schema, the base it was trained on, the
-    weights' names and shapes against the model's layers, and that they are finite. On any fault
-    the model is as it was. A model that already carries adapters gets one more; the new one is
-    not made active.
+    On any fault of `read` the model is as it was. A model that already carries adapters gets one
+    more; the new one is not made active.
 
     Raises:
-        IntegrityError: with the first three faults.
+        IntegrityError: as `read`.
         InputError: the name is taken.
     """
     if isinstance(model, PeftModel) and name in model.peft_config:
         raise InputError(f"{folder}: an adapter called {name!r} is loaded already")
-    settings = read_adapter_config(folder)
-    _require_base(folder, settings, model)
-    weights = _weights_file(folder)
-    expected = expected_shapes(model, settings)
-    _require_fit(weights, expected)
-    state = load_file(weights)
-    _require_finite(weights, state)
-    config = settings.to_peft()
+    found = read(model, folder)
+    config = found.settings.to_peft()
     config.inference_mode = not trainable
     register_fast_layers(config)
     if isinstance(model, PeftModel):
@@ -100,7 +144,7 @@ def load(
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         peft_model = PeftModel(model, config, adapter_name=name, autocast_adapter_dtype=True)
-    set_peft_model_state_dict(peft_model, state, adapter_name=name)
+    set_peft_model_state_dict(peft_model, found.state, adapter_name=name)
     return peft_model
 
 

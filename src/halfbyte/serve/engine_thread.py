@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
-import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,9 +12,9 @@ from typing import Any, TypeVar
 from halfbyte.errors import HalfbyteError
 from halfbyte.infer import Engine, Request, Update
 from halfbyte.serve.errors import RefusedError
+from halfbyte.serve.worker import Worker
 
 T = TypeVar("T")
-Work = Callable[[], None]
 _LOG = logging.getLogger("halfbyte.serve")
 
 
@@ -47,64 +45,40 @@ class Answers:
 
 
 class EngineThread:
-    """Steps the engine while there is something to answer, and waits otherwise.
+    """Steps the engine while there is something to answer.
 
-    All methods are the event loop's. Whatever touches the model runs in the thread, between two
+    All methods are the event loop's. Whatever touches the model runs in the worker, between two
     steps: `call` brings it there.
     """
 
-    def __init__(self, engine: Engine, most: int) -> None:
+    def __init__(self, worker: Worker, engine: Engine, most: int) -> None:
         self.engine = engine
         self.open = 0  # answers that were admitted and are not done
+        self._worker = worker
         self._most = most
-        self._inbox: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self._owners: dict[int, tuple[Answers, int]] = {}
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._stopping = False
+        self._stepping = False
+        self._broken = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
         """Begin; called within the event loop that asks."""
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
 
     async def stop(self) -> None:
         """End after the step under way; answers that are not done are dropped."""
-
-        def stop() -> None:
-            self._stopping = True
-
-        self._inbox.put(stop)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._worker.stop)
 
     @property
     def alive(self) -> bool:
         """Whether answers can still come."""
-        return self._thread.is_alive()
+        return self._worker.alive and not self._broken
 
     async def call(self, work: Callable[[], T]) -> T:
-        """Run `work` in the engine's thread between two steps; its result or its error."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def settle(result: T | None, error: BaseException | None) -> None:
-            if future.cancelled():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)  # type: ignore[arg-type]  # T, where there is no error
-
-        def run() -> None:
-            try:
-                result = work()
-            except Exception as error:  # noqa: BLE001  handed over to whoever asked for the work
-                loop.call_soon_threadsafe(settle, None, error)
-            else:
-                loop.call_soon_threadsafe(settle, result, None)
-
-        self._inbox.put(run)
-        return await future
+        """Run `work` between two steps; its result or its error. It runs also if nobody waits for
+        it any more.
+        """
+        return await asyncio.shield(asyncio.wrap_future(self._worker.submit(work)))
 
     @asynccontextmanager
     async def answering(self, requests: Sequence[Request]) -> AsyncIterator[Answers]:
@@ -127,7 +101,7 @@ class EngineThread:
             yield answers
         finally:
             self.open -= len(requests)
-            self._inbox.put(partial(self._cancel, answers))
+            self._worker.submit(partial(self._cancel, answers))
 
     def _submit(self, answers: Answers) -> None:
         try:
@@ -136,6 +110,8 @@ class EngineThread:
         except HalfbyteError:
             self._cancel(answers)
             raise
+        finally:
+            self._go_on()
 
     def _cancel(self, answers: Answers) -> None:
         mine = [ticket for ticket, (owner, _) in self._owners.items() if owner is answers]
@@ -143,21 +119,22 @@ class EngineThread:
             self.engine.cancel(ticket)
             del self._owners[ticket]
 
-    def _run(self) -> None:
-        while not self._stopping:
-            self._work_off()
-            if not self._stopping and not self.engine.idle:
-                self._deliver(self._step())
+    def _go_on(self) -> None:
+        if not self._stepping and not self.engine.idle:
+            self._stepping = True
+            self._worker.submit(self._step)
 
-    def _work_off(self) -> None:
-        """Do what was asked for; wait for something if there is nothing to answer."""
+    def _step(self) -> None:
+        """One step, and another behind whatever else there is to do, until all is answered."""
         try:
-            while not self._stopping:
-                self._inbox.get(block=self.engine.idle)()
-        except queue.Empty:
-            pass
+            self._deliver(self._news())
+        except Exception:
+            self._broken = True
+            raise
+        self._stepping = False
+        self._go_on()
 
-    def _step(self) -> list[tuple[Answers, Any]]:
+    def _news(self) -> list[tuple[Answers, Any]]:
         try:
             updates = self.engine.step()
         except Exception:  # noqa: BLE001  whatever it was: those who wait must hear of it

@@ -12,12 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from peft import PeftModel
-
 from halfbyte.api.opening import Opened
-from halfbyte.config import LoraSettings
 from halfbyte.errors import HalfbyteError
-from halfbyte.model.adapters import attach, load
 from halfbyte.run import RunFolder
 from halfbyte.serve.disk import Persona, check_fit, locate, mark, persona, servable
 from halfbyte.serve.engine_thread import EngineThread
@@ -60,13 +56,6 @@ class Listed:
     parent: str | None = None
 
 
-def with_room_for_adapters(opened: Opened) -> PeftModel:
-    """The model in PEFT's wrapper, which needs one adapter to exist; of rank 1, and never used."""
-    if isinstance(opened.model, PeftModel):
-        return opened.model
-    return attach(opened.model, LoraSettings(rank=1, alpha=1), seed=0)
-
-
 class Roster:
     """Adapters in memory, by the names of their runs; only the event loop calls its methods.
 
@@ -80,7 +69,6 @@ class Roster:
             shown_name(opened), None, Persona(opened.template, opened.config.data.system)
         )
         self._opened, self._runs, self._engine, self._most = opened, runs, engine, most
-        self._model = opened.model
         self._since = int(time.time())
         self._loaded: dict[str, _Loaded] = {}
         self._retired: list[_Loaded] = []
@@ -227,7 +215,7 @@ class Roster:
         inner = f"serve-{next(self._numbers)}"
         try:
             own, stamp = await asyncio.to_thread(read)
-            await self._engine.call(partial(self._put_on, run, inner))
+            await self._engine.call(partial(self._engine.engine.load, inner, run.adapter))
         except HalfbyteError as error:
             refusal = refusal_of(error)
             # clients know runs by name; where they lie on disk is nobody's business
@@ -236,28 +224,18 @@ class Roster:
         self.counts.loads += 1
         return _Loaded(Served(name, inner, own), stamp, used=time.monotonic())
 
-    def _put_on(self, run: RunFolder, inner: str) -> None:
-        """In the engine's thread: the adapter onto the model, and read by the engine."""
-        load(self._model, run.adapter, inner)
-        self._engine.engine.backend.adapter(inner)
-
     async def _drop(self, name: str) -> None:
         entry = self._loaded.pop(name)
         self._retired.append(entry)
         await self._sweep()
 
     async def _sweep(self) -> None:
-        """Take retired adapters that nobody uses off the model."""
+        """Free retired adapters that nobody uses."""
         gone = [entry for entry in self._retired if not entry.users]
         self._retired = [entry for entry in self._retired if entry.users]
         for entry in gone:
             assert entry.served.adapter is not None
-            await self._engine.call(partial(self._take_off, entry.served.adapter))
-
-    def _take_off(self, inner: str) -> None:
-        assert isinstance(self._model, PeftModel)
-        self._engine.engine.forget(inner)
-        self._model.delete_adapter(inner)
+            await self._engine.call(partial(self._engine.engine.unload, entry.served.adapter))
 
 
 def shown_name(opened: Opened) -> str:

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from halfbyte.api.opening import Opened, open_any, open_base
@@ -19,8 +19,9 @@ from halfbyte.serve.asking import Asker, Asking
 from halfbyte.serve.constraint import Grammars
 from halfbyte.serve.engine_thread import Answers, EngineThread
 from halfbyte.serve.metrics import Metrics
-from halfbyte.serve.roster import Roster, Served, with_room_for_adapters
+from halfbyte.serve.roster import Roster, Served
 from halfbyte.serve.settings import ServeSettings
+from halfbyte.serve.worker import Worker
 
 T = TypeVar("T")
 
@@ -36,12 +37,11 @@ class Exchange:
 class Service:
     """Everything behind the routes."""
 
-    def __init__(self, opened: Opened, settings: ServeSettings) -> None:
+    def __init__(self, opened: Opened, settings: ServeSettings, worker: Worker) -> None:
         limits = settings.limits
-        opened = replace(opened, model=with_room_for_adapters(opened))
         engine = Engine(opened.model, opened.tokenizer, EngineLimits(max_batch=limits.rows))
         self.settings = settings
-        self.engine = EngineThread(engine, limits.rows + limits.waiting)
+        self.engine = EngineThread(worker, engine, limits.rows + limits.waiting)
         self.roster = Roster(opened, settings.runs, self.engine, limits.adapters)
         self.grammars = Grammars(opened.tokenizer, engine.backend.vocabulary)
         self.asker = Asker(
@@ -125,6 +125,13 @@ def open_service(settings: ServeSettings) -> Service:
         HalfbyteError: settings that are unsafe, or a model that cannot be opened.
     """
     settings.check()
-    if settings.compute == "auto":
-        return Service(open_any(settings.model, settings.runs), settings)
-    return Service(open_base(settings.model, (f"model.compute={settings.compute}",)), settings)
+    worker = Worker("engine")
+
+    def make() -> Service:
+        if settings.compute == "auto":
+            opened = open_any(settings.model, settings.runs)
+        else:
+            opened = open_base(settings.model, (f"model.compute={settings.compute}",))
+        return Service(opened, settings, worker)
+
+    return worker.submit(make).result()
