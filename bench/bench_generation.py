@@ -28,10 +28,8 @@ from typing import Any
 import torch
 
 from halfbyte.api.opening import Opened, open_base
-from halfbyte.config import LoraSettings
-from halfbyte.data.faults import FaultLog
-from halfbyte.data.sources import find_source
-from halfbyte.data.stage import Reading, examples
+from halfbyte.config import DataSettings, LoraSettings
+from halfbyte.data.table import read_table
 from halfbyte.infer import Engine, Limits, Request, Sampling
 from halfbyte.infer.engine import end_ids
 from halfbyte.model import adapters
@@ -88,8 +86,9 @@ def _where() -> str:
 
 
 def _prompts(opened: Opened, data: str, count: int) -> list[Ids]:
-    _, rows = examples(find_source(data), Reading(limit=count), FaultLog())
-    return [tuple(opened.template.encode_prompt(row.prompt, row.context)) for _, row in rows]
+    with read_table(data, DataSettings(), count) as table:
+        rows = [table.example(index) for index in range(len(table))]
+    return [tuple(opened.template.encode_prompt(row.prompt, row.context)) for row in rows]
 
 
 def _adapted(opened: Opened) -> Opened:

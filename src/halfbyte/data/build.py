@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,6 @@ from halfbyte.data.example_json import load_example
 from halfbyte.data.faults import Fault, FaultLog
 from halfbyte.data.fit import Losses, fit
 from halfbyte.data.jinja_sandbox import Refusal, Rendered
-from halfbyte.data.labels import Planned
 from halfbyte.data.records import Encoded
 from halfbyte.data.report import Report, SetReport
 from halfbyte.data.sources import Source
@@ -27,6 +26,7 @@ from halfbyte.data.split import choose_held_out
 from halfbyte.data.stage import Reading, Staged, stage
 from halfbyte.data.templates import Template
 from halfbyte.data.tokens import Tokens
+from halfbyte.data.workers import in_order
 from halfbyte.errors import DataError
 
 Progress = Callable[[str, int, int], None]  # what is being done, rows done, rows in all
@@ -178,11 +178,11 @@ class Build:
 
     def _encoded(self, part: Part, faults: FaultLog) -> Iterator[_Row]:
         staged, done = part.staged, 0
-        for indices, lines, rendered in self._rendered(part):
+        for rows, quoting in in_order(partial(self._labelled, part), _starts(part)):
             self.progress("encoding", done, len(part.rows))
-            rows = self.template.label(rendered)
-            faults.note(_QUOTED, sum(_quotes_marks(text) for _, text in rendered))
-            for index, line, row in zip(indices, lines, rows, strict=True):
+            faults.note(_QUOTED, quoting)
+            for index, row in zip(part.rows[done : done + _BATCH].tolist(), rows, strict=True):
+                line = staged.lines[index]
                 if isinstance(row, Fault):
                     faults.add(row.at(staged.where(index)), json.loads(line))
                 else:
@@ -190,23 +190,12 @@ class Build:
             done += len(rows)
         self.progress("encoding", done, done)
 
-    def _rendered(self, part: Part) -> Iterator[tuple[list[int], list[bytes], list[Planned]]]:
-        """Batches of rows: indices, lines and texts; the next is rendered while one is encoded."""
-
-        def render(start: int) -> tuple[list[int], list[bytes], list[Planned]]:
-            indices = part.rows[start : start + _BATCH].tolist()
-            lines = [part.staged.lines[index] for index in indices]
-            examples = [load_example(line) for line in lines]
-            return indices, lines, self.template.render_many(examples, self.settings.train_on)
-
-        starts = range(0, len(part.rows), _BATCH)
-        with ThreadPoolExecutor(1) as ahead:
-            waiting = [ahead.submit(render, start) for start in starts[:1]]
-            for start in starts:
-                batch = waiting.pop().result()
-                if start + _BATCH < len(part.rows):
-                    waiting.append(ahead.submit(render, start + _BATCH))
-                yield batch
+    def _labelled(self, part: Part, start: int) -> tuple[list[Encoded | Fault], int]:
+        """A batch of rows as ids, and how many of them quote control tokens."""
+        indices = part.rows[start : start + _BATCH].tolist()
+        examples = [load_example(part.staged.lines[index]) for index in indices]
+        rendered = self.template.render_many(examples, self.settings.train_on)
+        return self.template.label(rendered), sum(_quotes_marks(text) for _, text in rendered)
 
     def _fitted(self, row: _Row, losses: Losses, faults: FaultLog) -> Encoded | None:
         """The row as it is stored; None, and counted, where it is not."""
@@ -226,6 +215,10 @@ class Build:
 
 def _quotes_marks(text: Rendered | Refusal) -> bool:
     return isinstance(text, Rendered) and Tokens.is_guarded(text.text)
+
+
+def _starts(part: Part) -> range:
+    return range(0, len(part.rows), _BATCH)
 
 
 def _whole(staged: Staged) -> Part:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,9 +22,12 @@ from halfbyte.data.records import Example
 from halfbyte.data.shingles import words_of
 from halfbyte.data.sources import Source
 from halfbyte.data.split import Keys, prompt_key, row_key
+from halfbyte.data.workers import in_order
 from halfbyte.errors import DataError
 
 _HEAD: Final = 100  # rows that are held to recognise the format
+_BATCH: Final = 256  # rows that are checked at once
+_TRAILING: Final = "conversations go on after their last answer: that is left out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +71,20 @@ class Staged:
         return f"{self.files[file]}:{line}"
 
 
-def examples(
-    source: Source, reading: Reading, faults: FaultLog
-) -> tuple[Format, Iterator[tuple[Raw, Example]]]:
-    """The format of a source, and its good rows with their places; bad rows go to `faults`.
+@dataclass(frozen=True, slots=True)
+class _Good:
+    """A row that fits: its line of JSON, what is said in it, its keys; `trailing`: conversations
+    that go on after their last answer."""
 
-    Raises:
-        DataError: no row can be read, or no format fits.
-    """
+    line: bytes
+    words: bytes
+    prompt_key: int
+    row_key: int
+    trailing: bool
+
+
+def _recognised(source: Source, reading: Reading, faults: FaultLog) -> tuple[Format, Iterator[Raw]]:
+    """The format of a source, and its rows; a beginning without a single good row is faults."""
     rows = source.rows()
     before = len(faults)
     while True:
@@ -89,34 +100,55 @@ def examples(
     if not good:
         raise faults.error(len(faults) - before, source.name)
     form = recognise(good, reading.format, reading.columns or {}, source.name)
-    return form, _good(chain(head, rows), form, reading, faults)
-
-
-def _good(
-    rows: Iterator[Raw], form: Format, reading: Reading, faults: FaultLog
-) -> Iterator[tuple[Raw, Example]]:
-    found = 0
-    for raw in rows:
-        if reading.limit is not None and found >= reading.limit:
-            return
-        row = (
-            raw.value
-            if isinstance(raw.value, Fault)
-            else to_example(raw.value, form, reading.system)
-        )
-        if isinstance(row, Fault):
-            faults.add(row.at(raw.where), raw.source or raw.value)
-        else:
-            found += 1
-            assert isinstance(raw.value, Mapping)
-            if has_trailing_turns(raw.value, form, row):
-                faults.note("conversations go on after their last answer: that is left out")
-            yield raw, row
+    return form, chain(head, rows)
 
 
 def _said(example: Example) -> str:
     turns = [turn.content for turn in example.messages if turn.role != "system"]
     return "\n".join([example.context or "", example.text or "", *turns])
+
+
+def _checked(
+    form: Format, system: str | None, values: Sequence[Mapping[str, Any] | Fault]
+) -> list[_Good | Fault]:
+    found: list[_Good | Fault] = []
+    for value in values:
+        if isinstance(value, Fault):
+            found.append(value)
+            continue
+        row = to_example(value, form, system)
+        if isinstance(row, Fault):
+            found.append(row)
+            continue
+        key = prompt_key(row)
+        words = words_of(_said(row)).encode()
+        trailing = has_trailing_turns(value, form, row)
+        found.append(_Good(dump_example(row), words, key, row_key(row, key), trailing))
+    return found
+
+
+def _rows(
+    rows: Iterator[Raw], form: Format, reading: Reading, faults: FaultLog
+) -> Iterator[tuple[Raw, _Good]]:
+    """The good rows up to the limit, checked batch by batch."""
+    batches: deque[list[Raw]] = deque()  # of which the results are not there yet
+
+    def values() -> Iterator[list[Mapping[str, Any] | Fault]]:
+        while batch := list(islice(rows, _BATCH)):
+            batches.append(batch)
+            yield [raw.value for raw in batch]
+
+    found = 0
+    for results in in_order(partial(_checked, form, reading.system), values()):
+        for raw, row in zip(batches.popleft(), results, strict=True):
+            if found == reading.limit:
+                return
+            if isinstance(row, Fault):
+                faults.add(row.at(raw.where), raw.source or raw.value)
+                continue
+            found += 1
+            faults.note(_TRAILING, row.trailing)
+            yield raw, row
 
 
 def stage(source: Source, reading: Reading, path: Path, faults: FaultLog) -> Staged:
@@ -126,17 +158,16 @@ def stage(source: Source, reading: Reading, path: Path, faults: FaultLog) -> Sta
         DataError: no row can be read, or no format fits.
     """
     bad = len(faults)
-    form, rows = examples(source, reading, faults)
+    form, rows = _recognised(source, reading, faults)
     prompts, whole, places = array("Q"), array("Q"), array("q")
     files: dict[str, int] = {}
     beside = path.with_name(f"{path.name}-words")
     with LineWriter(path) as lines, LineWriter(beside) as words:
-        for raw, example in rows:
-            lines.append(dump_example(example))
-            words.append(words_of(_said(example)).encode())
-            key = prompt_key(example)
-            prompts.append(key)
-            whole.append(row_key(example, key))
+        for raw, row in _rows(rows, form, reading, faults):
+            lines.append(row.line)
+            words.append(row.words)
+            prompts.append(row.prompt_key)
+            whole.append(row.row_key)
             places.extend((files.setdefault(raw.file, len(files)), raw.line))
     return Staged(
         name=source.name,
