@@ -9,7 +9,7 @@ import torch
 
 from halfbyte.config import LoraSettings
 from halfbyte.data.batches import MicroLimits, epoch_order, plan_step, prefix_groups
-from halfbyte.data.encoded import EncodedSet, EncodedWriter
+from halfbyte.data.encoded import Block, EncodedSet, EncodedWriter
 from halfbyte.data.records import Example, Message
 from halfbyte.data.templates import Template
 from halfbyte.model.adapters import attach
@@ -52,7 +52,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> EncodedSet:
         ):
             asked = Message("user", f"{passage}\n{question}")
             answered = Message("assistant", passage.split()[number % 5])
-            writer.append(template.encode(Example((asked, answered))), b"{}", number, number)
+            row = template.encode(Example((asked, answered)))
+            writer.extend(Block.of([row]), [b"{}"], [number], [number])
     return EncodedSet(folder)
 
 

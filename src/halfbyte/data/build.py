@@ -14,7 +14,7 @@ import numpy as np
 
 from halfbyte.config import DataSettings
 from halfbyte.data.audit import Audit, Part, audit
-from halfbyte.data.encoded import EncodedSet, EncodedWriter
+from halfbyte.data.encoded import Block, EncodedSet, EncodedWriter
 from halfbyte.data.example_json import load_example
 from halfbyte.data.faults import Fault, FaultLog
 from halfbyte.data.fit import Losses, fit
@@ -42,13 +42,14 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """A row on its way: its index among the staged ones, its place and its line of JSON."""
+class _Done:
+    """A batch of rows, encoded; `kept` and `faults` name them by their places in the batch."""
 
-    index: int
-    where: str
-    line: bytes
-    encoded: Encoded
+    kept: list[int]
+    block: Block
+    faults: list[tuple[int, Fault]]
+    losses: Losses
+    quoting: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +159,27 @@ class Build:
         return reports
 
     def _encode(self, part: Part, folder: Path, faults: FaultLog) -> Losses:
-        losses = Losses()
+        staged, losses = part.staged, Losses()
+        starts = range(0, len(part.rows), _BATCH)
         with EncodedWriter(folder) as writer:
-            for row in self._encoded(part, faults):
-                kept = self._fitted(row, losses, faults)
-                if kept is not None:
-                    line = int(part.staged.places[row.index, 1])
-                    key = int(part.staged.prompt_keys[row.index])
-                    writer.append(kept, row.line, line, key)
+            for start, done in zip(
+                starts, in_order(partial(self._encoded, part), starts), strict=True
+            ):
+                self.progress("encoding", start, len(part.rows))
+                faults.note(_QUOTED, done.quoting)
+                losses += done.losses
+                indices = part.rows[start : start + _BATCH]
+                for place, fault in done.faults:
+                    index = int(indices[place])
+                    faults.add(fault.at(staged.where(index)), json.loads(staged.lines[index]))
+                kept = indices[done.kept]
+                writer.extend(
+                    done.block,
+                    [staged.lines[index] for index in kept.tolist()],
+                    staged.places[kept, 1].tolist(),
+                    staged.prompt_keys[kept].tolist(),
+                )
+        self.progress("encoding", len(part.rows), len(part.rows))
         return losses
 
     def _nothing_left(self, part: Part, losses: Losses) -> DataError:
@@ -176,49 +190,39 @@ class Build:
             hint="Raise data.max_length, or set data.too_long=cut_prompt.",
         )
 
-    def _encoded(self, part: Part, faults: FaultLog) -> Iterator[_Row]:
-        staged, done = part.staged, 0
-        for rows, quoting in in_order(partial(self._labelled, part), _starts(part)):
-            self.progress("encoding", done, len(part.rows))
-            faults.note(_QUOTED, quoting)
-            for index, row in zip(part.rows[done : done + _BATCH].tolist(), rows, strict=True):
-                line = staged.lines[index]
-                if isinstance(row, Fault):
-                    faults.add(row.at(staged.where(index)), json.loads(line))
-                else:
-                    yield _Row(index, staged.where(index), line, row)
-            done += len(rows)
-        self.progress("encoding", done, done)
-
-    def _labelled(self, part: Part, start: int) -> tuple[list[Encoded | Fault], int]:
-        """A batch of rows as ids, and how many of them quote control tokens."""
+    def _encoded(self, part: Part, start: int) -> _Done:
+        """The batch of rows that begins there; a forked process may do it."""
         indices = part.rows[start : start + _BATCH].tolist()
         examples = [load_example(part.staged.lines[index]) for index in indices]
         rendered = self.template.render_many(examples, self.settings.train_on)
-        return self.template.label(rendered), sum(_quotes_marks(text) for _, text in rendered)
+        kept: dict[int, Encoded] = {}
+        faults, losses = [], Losses()
+        for place, row in enumerate(self.template.label(rendered)):
+            fault = row if isinstance(row, Fault) else self._fault(row)
+            if fault is not None:
+                faults.append((place, fault))
+                continue
+            assert isinstance(row, Encoded)
+            fitting = fit(
+                row, self.settings.max_length, self.settings.too_long, self.template.tokens.bos
+            )
+            losses.note(row, fitting)
+            if fitting is not None:
+                kept[place] = fitting
+        quoting = sum(_quotes_marks(text) for _, text in rendered)
+        return _Done(list(kept), Block.of(list(kept.values())), faults, losses, quoting)
 
-    def _fitted(self, row: _Row, losses: Losses, faults: FaultLog) -> Encoded | None:
-        """The row as it is stored; None, and counted, where it is not."""
-        limit, whole = self.settings.max_length, row.encoded
-        fault = None
-        if not whole.trained.any():
-            fault = Fault(_UNTRAINED, "no token of it would be trained")
-        elif len(whole) > limit and self.settings.too_long == "fail":
-            fault = Fault("too long", f"{len(whole):,} ids, data.max_length is {limit:,}")
-        if fault is not None:
-            faults.add(fault.at(row.where), json.loads(row.line))
-            return None
-        kept = fit(whole, limit, self.settings.too_long, self.template.tokens.bos)
-        losses.note(whole, kept)
-        return kept
+    def _fault(self, row: Encoded) -> Fault | None:
+        limit = self.settings.max_length
+        if not row.trained.any():
+            return Fault(_UNTRAINED, "no token of it would be trained")
+        if len(row) > limit and self.settings.too_long == "fail":
+            return Fault("too long", f"{len(row):,} ids, data.max_length is {limit:,}")
+        return None
 
 
 def _quotes_marks(text: Rendered | Refusal) -> bool:
     return isinstance(text, Rendered) and Tokens.is_guarded(text.text)
-
-
-def _starts(part: Part) -> range:
-    return range(0, len(part.rows), _BATCH)
 
 
 def _whole(staged: Staged) -> Part:

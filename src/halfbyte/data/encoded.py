@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, overload
@@ -27,8 +29,34 @@ _ROW: Final = np.dtype(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Encoded rows as they are written, and sent from one process to another.
+
+    `ids`, `trained`: those of all rows, one after the other. A number a row: `sizes`, of ids;
+    `prompts`, of ids before the last answer; `counts`, of tokens trained.
+    """
+
+    ids: bytes
+    trained: bytes
+    sizes: tuple[int, ...]
+    prompts: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[Encoded]) -> Block:
+        """These rows."""
+        return cls(
+            ids=b"".join(row.ids.astype("<i4", copy=False).tobytes() for row in rows),
+            trained=b"".join(row.trained.tobytes() for row in rows),
+            sizes=tuple(len(row) for row in rows),
+            prompts=tuple(row.prompt_length for row in rows),
+            counts=tuple(int(row.trained.sum()) for row in rows),
+        )
+
+
 class EncodedWriter:
-    """Writes rows into a folder one by one; memory does not grow with tokens."""
+    """Writes rows into a folder block by block; memory does not grow with tokens."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -41,15 +69,21 @@ class EncodedWriter:
         }
         self.tokens = 0
 
-    def append(self, row: Encoded, example: bytes, line: int, key: int) -> None:
-        """Add a row, its example (a line of JSON), its place in the source and its prompt's key."""
-        self._ids.write(row.ids.astype("<i4", copy=False).tobytes())
-        self._trained.write(row.trained.tobytes())
-        self._examples.append(example)
-        self.tokens += len(row)
-        values = (self.tokens, row.prompt_length, int(row.trained.sum()), line, key)
-        for column, value in zip(self._columns.values(), values, strict=True):
-            column.append(value)
+    def extend(
+        self, block: Block, examples: Sequence[bytes], lines: Sequence[int], keys: Sequence[int]
+    ) -> None:
+        """Add rows; for each its example (a line of JSON), its line in the source and its prompt's
+        key.
+        """
+        self._ids.write(block.ids)
+        self._trained.write(block.trained)
+        for example in examples:
+            self._examples.append(example)
+        ends = [*accumulate(block.sizes, initial=self.tokens)]
+        self.tokens = ends[-1]
+        columns = (ends[1:], block.prompts, block.counts, lines, keys)
+        for column, values in zip(self._columns.values(), columns, strict=True):
+            column.extend(values)
 
     def __len__(self) -> int:
         return len(self._examples)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Literal, Self
 
 import numpy as np
 
@@ -21,6 +21,12 @@ class Losses:
     rows_cut: int = 0
     tokens_cut: int = 0
     trained_cut: int = 0
+
+    def __iadd__(self, more: Losses) -> Self:
+        """Those of other rows as well."""
+        for one in fields(self):
+            setattr(self, one.name, getattr(self, one.name) + getattr(more, one.name))
+        return self
 
     def note(self, whole: Encoded, kept: Encoded | None) -> None:
         """Count what became of one row."""

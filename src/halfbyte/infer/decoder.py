@@ -33,6 +33,7 @@ from halfbyte.infer.projection import (
 )
 from halfbyte.model.adapter_files import LoraWeights, read
 from halfbyte.model.compute import has_cpu_bf16
+from halfbyte.model.fast.narrow import working_dtype
 from halfbyte.model.targets import linear_layers
 
 # what these models compute is written out below; anything else takes transformers' own pass
@@ -240,7 +241,7 @@ class _Rope:
 
 def _compute_dtype(model: PreTrainedModel) -> torch.dtype:
     """The model's own type, but float32 for 16-bit models on CPUs that would emulate it."""
-    own = _embedding(model).dtype
+    own = working_dtype(model)
     if model.device.type == "cpu" and (own == torch.float16 or not has_cpu_bf16()):
         return torch.float32
     return own if own.is_floating_point else torch.float32

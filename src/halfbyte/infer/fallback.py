@@ -23,6 +23,7 @@ from halfbyte.errors import InputError
 from halfbyte.infer.backend import Span, adapter_names, check_known, check_new, inner_model
 from halfbyte.infer.cache import KVCache
 from halfbyte.model.adapter_files import load
+from halfbyte.model.fast.narrow import working_dtype
 
 _KNOWN_LAYERS: Final = {"full_attention", "sliding_attention"}
 
@@ -94,7 +95,7 @@ class TransformersBackend:
         self._config, self._kinds = config, kinds
         self._keeps = "logits_to_keep" in inspect.signature(inner.forward).parameters
         self._device = next(inner.parameters()).device
-        self._dtype = _float_type(inner)
+        self._dtype = working_dtype(inner)
         self.cache = KVCache(self._dtype, self._device)
         self.positions = int(getattr(config, "max_position_embeddings", 0) or 2**20)
         self.vocabulary = int(inner.get_output_embeddings().weight.shape[0])
@@ -180,11 +181,6 @@ def _groups(spans: Sequence[Span], places: Sequence[int]) -> Iterator[list[int]]
     if single:
         yield single
     yield from ([i] for i in places if len(spans[i].ids) > 1)
-
-
-def _float_type(model: PreTrainedModel) -> torch.dtype:
-    norms = [p.dtype for p in model.parameters() if p.is_floating_point()]
-    return norms[0] if norms else torch.float32
 
 
 @contextmanager

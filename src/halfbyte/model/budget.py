@@ -23,6 +23,7 @@ _SINGLE: Final = (4 + 32 / 64) / 8
 # Bytes of optimizer state a trained weight: two float32 moments, or two bytes and their constants.
 _MOMENTS: Final = {"adamw": 8.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 2.1}
 FLOAT: Final = 4
+HALF: Final = 2
 # What the allocator and the pool (fast/buffers.py) cannot use again, over what a step keeps. One
 # number for the six settings of bench/bench_plan.py: they lie between 0.27 and 0.6 (DECISIONS.md).
 _SCATTERED: Final = 0.45
@@ -97,7 +98,11 @@ def base_bytes(shape: Shape, way: Way) -> int:
     if way.double_quant:
         narrow |= {"nf4": _DOUBLED, "fp4": _DOUBLED}
     each = narrow.get(way.quantization or "", float(way.weights))
-    return round(shape.linear_weights * each) + shape.others * way.weights
+    linear = round(shape.linear_weights * each)
+    # a quantized base that computes in float32 keeps embeddings and head as its files have them
+    as_stored = way.quantization is not None and shape.halves and not way.cuda
+    ends = min(HALF, way.weights) if as_stored else way.weights
+    return linear + shape.ends * ends + (shape.others - shape.ends) * way.weights
 
 
 def memory(shape: Shape, way: Way, load: Load, recomputed: int = 0, runtime: int = 0) -> Memory:

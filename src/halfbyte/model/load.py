@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import bitsandbytes
+import torch
 from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -21,6 +22,7 @@ from halfbyte.model.assemble import (
 )
 from halfbyte.model.bases import Base, load_model_config
 from halfbyte.model.fast import alloc
+from halfbyte.model.fast.narrow import narrow
 from halfbyte.model.kept import find_kept
 from halfbyte.model.stream import Faults, stored_tensors
 
@@ -147,4 +149,7 @@ def _finished(model: PreTrainedModel, base: Base, form: Form) -> PreTrainedModel
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.compute_dtype = form.compute.dtype
             module.compute_type_is_set = True  # else it would follow the first input
+    if form.recipe is not None and form.weights == torch.float32:
+        narrow(model)
+        alloc.trim()
     return model.eval()

@@ -16,6 +16,7 @@ from halfbyte.data.records import Batch
 from halfbyte.model.fast import attention, buffers, flex, parts
 from halfbyte.model.fast.head import Head, nll_sum, nll_values
 from halfbyte.model.fast.layout import additive_mask, allowed, blocks, longest
+from halfbyte.model.fast.narrow import NarrowLinear, working_dtype
 
 __all__ = ["TokenLoss"]
 
@@ -88,20 +89,21 @@ class TokenLoss(nn.Module):
         if self.route == "rows":
             return {**common, "attention_mask": _row_mask(batch)}
         common["position_ids"] = batch.position_ids
+        working = working_dtype(causal)
         window = getattr(causal.config.get_text_config(), "sliding_window", None)
         windowed = window is not None and longest(batch) > window
         if self.route in ("segments", "flex") and not windowed:
             # a mask of four dimensions is taken as it is: none is built, and ours needs none
-            nothing = torch.zeros(1, 1, 1, 1, dtype=causal.dtype, device=batch.input_ids.device)
+            nothing = torch.zeros(1, 1, 1, 1, dtype=working, device=batch.input_ids.device)
             if self.route == "flex":
                 layout = attention.Layout([], flex.block_mask(batch))
             else:
-                layout = attention.Layout(blocks(batch, causal.dtype))
+                layout = attention.Layout(blocks(batch, working))
             return {**common, "attention_mask": nothing, "layout": layout}
-        mask = additive_mask(allowed(batch), causal.dtype)
+        mask = additive_mask(allowed(batch), working)
         if not windowed:
             return {**common, "attention_mask": mask}
-        narrow = additive_mask(allowed(batch, window), causal.dtype)
+        narrow = additive_mask(allowed(batch, window), working)
         kinds = getattr(causal.config.get_text_config(), "layer_types", None)
         both = {"full_attention": mask, "sliding_attention": narrow}
         return {**common, "attention_mask": narrow if kinds is None else both}
@@ -111,7 +113,7 @@ class TokenLoss(nn.Module):
         causal = parts.causal_model(self.model)
         layer = causal.get_output_embeddings()
         config = causal.config.get_text_config()
-        if type(layer) is not nn.Linear or config.model_type not in _PLAIN_HEADS:
+        if type(layer) not in (nn.Linear, NarrowLinear) or config.model_type not in _PLAIN_HEADS:
             return None
         scale = getattr(config, "logit_scale", None)
         if scale is None:

@@ -41,7 +41,8 @@ class Shape:
     biases, an untied head). `inner`: width of the MLP. `heads` of `head_width` share `groups` keys
     and values. `blocks`: layers that can be checkpointed. `lean`: norms and MLPs are exchanged for
     ours, which keep less. `route`: how rows of a batch are kept apart (`fast.parts.Route`);
-    `mixes`: why rows may not share a sequence; None where they may.
+    `mixes`: why rows may not share a sequence; None where they may. `halves`: its files hold 16-bit
+    weights, by its config.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class Shape:
     lean: bool
     route: Route
     mixes: str | None = None
+    halves: bool = False
 
     @property
     def linear_weights(self) -> int:
@@ -69,6 +71,11 @@ class Shape:
     def parameters(self) -> int:
         """All weights."""
         return self.linear_weights + self.others
+
+    @property
+    def ends(self) -> int:
+        """Weights of the embeddings, and of a head of its own."""
+        return self.vocabulary * self.width * (1 if self.tied else 2)
 
     @property
     def widest(self) -> int:
@@ -130,13 +137,14 @@ def shape_of(
         lean=counts["norms"] > 0 and counts["mlps"] > 0,
         route=route,
         mixes=mixes,
+        halves=getattr(config, "dtype", None) in (torch.bfloat16, torch.float16),
     )
 
 
 def catalogue_config(sizes: Sizes) -> PretrainedConfig:
     """The transformers config of a base of the catalogue that is not on this machine."""
     table = sizes.config()
-    return AutoConfig.for_model(table.pop("model_type"), **table)
+    return AutoConfig.for_model(table.pop("model_type"), dtype="bfloat16", **table)
 
 
 def _inner(linear: tuple[Linear, ...], width: int) -> int:

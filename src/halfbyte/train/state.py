@@ -18,6 +18,7 @@ from torch import nn
 from halfbyte.config import TrainSettings
 from halfbyte.data.batches import MicroLimits
 from halfbyte.errors import InputError
+from halfbyte.model.fast.narrow import Narrow
 from halfbyte.train.optimizers import OptimizerSettings, build_optimizer
 from halfbyte.train.schedules import Schedule, every, total_steps, warmup_steps
 from halfbyte.train.seeds import seed_all
@@ -250,11 +251,13 @@ def prepare_state(
     """The state before the first step. The module's weights are kept, moved to the device.
 
     Generators are seeded here, so that a caller's own draws do not matter; the loss scale is 2^16
-    where the module holds float16 weights, else 1.
+    where the module computes with float16 weights, else 1.
     """
     accelerator = accelerator or make_accelerator()
     seed_all(seed, accelerator.device)
-    halves = any(one.dtype == torch.float16 for one in module.parameters())
+    computing = (each for each in module.modules() if not isinstance(each, Narrow))
+    weights = (one for each in computing for one in each.parameters(recurse=False))
+    halves = any(one.dtype == torch.float16 for one in weights)
     optimizer = build_optimizer(module, settings, accelerator.device)
     with warnings.catch_warnings():
         # torch 2.13 renames the argument; accelerate and torch 2.8 know only the old name

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from halfbyte.model.fast.narrow import slices
+
 __all__ = ["Head", "nll_sum", "nll_values"]
 
 # One chunk of float32 logits. Smaller ones make the matrix products thin: 384 rows of 49,152 logits
@@ -23,8 +25,9 @@ CHUNK_BYTES = 32 << 20
 class Head:
     """The output projection: logits = softcap(scale * (hidden @ weight.T + bias)).
 
-    `weight` [V, H]; `bias` [V] or None; `softcap(z)` is cap * tanh(z / cap), or nothing with None
-    (Gemma-2, arXiv:2408.00118); `scale` is Cohere's logit_scale or Granite's 1 / logits_scaling.
+    `weight` [V, H], in the type of the hidden states or a narrower one; `bias` [V] or None;
+    `softcap(z)` is cap * tanh(z / cap), or nothing with None (Gemma-2, arXiv:2408.00118); `scale`
+    is Cohere's logit_scale or Granite's 1 / logits_scaling.
     """
 
     weight: torch.Tensor
@@ -39,12 +42,29 @@ class Head:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 logits [n, V] of hidden states [n, H]."""
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
+        logits = self._product(hidden).float()
         if self.scale != 1.0:
             logits.mul_(self.scale)
         if self.softcap is not None:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
+
+    def _product(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.weight.dtype == hidden.dtype:
+            return torch.nn.functional.linear(hidden, self.weight, self.bias)
+        out = hidden.new_empty(len(hidden), len(self.weight))
+        for part, weight in slices(self.weight, hidden.dtype):
+            out[:, part] = hidden @ weight.T
+        return out if self.bias is None else out.add_(self.bias)
+
+    def to_hidden(self, gradient: torch.Tensor, out: torch.Tensor) -> None:
+        """Write gradient @ weight [n, H] into `out`; `gradient` [n, V] is by the product."""
+        if self.weight.dtype == gradient.dtype:
+            torch.mm(gradient, self.weight, out=out)
+            return
+        out.zero_()
+        for part, weight in slices(self.weight, gradient.dtype):
+            out.addmm_(gradient[:, part], weight)
 
     def pull_back(self, gradient: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor:
         """In place: the gradient by the logits into that by hidden @ weight.T + bias."""
@@ -114,7 +134,7 @@ class _NllSum(torch.autograd.Function):
             total += loss
             gradient = gradient.to(hidden.dtype)
             if to_hidden is not None:
-                torch.mm(gradient, head.weight, out=to_hidden[part])
+                head.to_hidden(gradient, to_hidden[part])
             if to_weight is not None:
                 to_weight += gradient.T @ hidden[part]
             if to_bias is not None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from halfbyte.model.fast import alloc, attention, flex, fused, linear, weights
+from halfbyte.model.fast import alloc, attention, flex, fused, linear, narrow, weights
 
 __all__ = ["Part", "Route", "causal_model", "install", "packing_fault", "route_of", "status"]
 
@@ -74,7 +74,7 @@ def _on_card(causal: Any, device: str) -> tuple[Route, str]:
     config = _config(causal)
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    fault = flex.fault(device, causal.dtype, int(width))
+    fault = flex.fault(device, narrow.working_dtype(causal), int(width))
     if fault is None:
         return "flex", "FlexAttention, tried against a masked softmax on this card"
     return "mask", f"a mask goes to torch's kernels: {fault}"
@@ -102,7 +102,7 @@ def status(model: nn.Module) -> list[Part]:
     route, reason = route_of(causal)
     kept = [m for m in causal.modules() if isinstance(m, fused.RmsNorm | fused.GatedMlp)]
     head = causal.get_output_embeddings()
-    plain_head = type(head) is nn.Linear
+    plain_head = type(head) in (nn.Linear, narrow.NarrowLinear)
     return [
         _lora_part(causal),
         Part("packing", fault is None, fault or "rows share a sequence, positions restart"),
@@ -135,7 +135,9 @@ def _lora_part(causal: Any) -> Part:
     if not layers:
         return Part("LoRA in one function", False, "no adapter")
     ours = [module for module in layers if isinstance(module, linear.Fast)]
-    reasons = {weights.fault(m.get_base_layer(), causal.dtype) for m in ours} - {None}
+    reasons = {weights.fault(m.get_base_layer(), narrow.working_dtype(causal)) for m in ours} - {
+        None
+    }
     if len(ours) < len(layers):
         reasons.add(f"{len(layers) - len(ours)} layers are PEFT's own")
     if reasons:
