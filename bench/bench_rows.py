@@ -1,15 +1,17 @@
 """Preparation and training as rows grow: 1,000, 10,000 and 100,000 generated rows.
 
-Prints rows a second and the peak memory of preparing them (reading, checking, splitting, auditing,
-rendering and tokenizing with the embedded base's tokenizer), and the peak of a few training steps
-of a tiny model over them. Each line is a process of its own.
+Prints rows a second, the peak memory of preparing them (reading, checking, splitting, auditing,
+rendering and tokenizing with the embedded base's tokenizer; of the largest of its processes), and
+the peak of a few training steps of a tiny model over them. Each line is a process of its own.
 
     python bench/bench_rows.py             # all three sizes
     python bench/bench_rows.py 10000       # one of them
+    python bench/bench_rows.py --words 26  # shorter rows: 70 tokens instead of 160
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -39,7 +41,9 @@ def prepare_rows(data: Path, cache: Path) -> None:
     began, busy = time.perf_counter(), time.process_time()
     found = prepare(DataSettings(train=str(data)), tokenizer, cache)
     seconds, used = time.perf_counter() - began, time.process_time() - busy
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    helpers = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used += helpers.ru_utime + helpers.ru_stime
+    peak = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, helpers.ru_maxrss) * 1024
     count = len(found.train) + len(found.valid)
     tokens = found.report.train.tokens + found.report.valid.tokens
     figures = {"rows": count, "tokens": tokens, "seconds": seconds, "busy": used}
@@ -94,16 +98,19 @@ def main() -> int:
     if sys.argv[1:2] == ["--train"]:
         train_rows(Path(sys.argv[2]), Path(sys.argv[3]))
         return 0
-    counts = [int(word) for word in sys.argv[1:]] or COUNTS
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("counts", type=int, nargs="*", default=COUNTS)
+    parser.add_argument("--words", type=int, default=60, help="a row's, median")
+    options = parser.parse_args()
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine_words(len(os.sched_getaffinity(0)))}\n")
     print(
         "| rows | tokens | rows/s | rows/s of one core | peak RSS, preparing, MB | of it the rows, "
         "MB | peak RSS, training, MB |\n|---|---|---|---|---|---|---|"
     )
     rate = 0.0
-    for count in counts:
+    for count in options.counts:
         with tempfile.TemporaryDirectory() as folder:
-            data = write_rows(Path(folder) / "rows.jsonl", count)
+            data = write_rows(Path(folder) / "rows.jsonl", count, options.words)
             made = asked("--prepare", str(data), f"{folder}/cache")
             used = asked("--train", str(data), folder)
         rate = made["rows"] / made["seconds"]

@@ -68,6 +68,15 @@ def test_a_base_takes_adapters_while_it_talks(base: Path, runs: Path) -> None:
     assert list(talk.adapters) == ["red", "blue"]
 
 
+def test_a_name_says_how_a_base_is_held(base: Path) -> None:
+    """Beside other settings, as `halfbyte serve BASE@nf4 --compute fp32` gives them."""
+    for words, held in (("", None), ("@nf4", "nf4"), ("@int8", "int8")):
+        form = api.open_base(f"{base}{words}", ["model.compute=fp32"]).form
+        assert (form.quantization, form.compute.name) == (held, "fp32")
+    with pytest.raises(InputError, match="quantization"):
+        api.open_base(f"{base}@nf5")
+
+
 def test_an_adapter_of_another_form_is_refused(base: Path, runs: Path) -> None:
     """An adapter trained on 4 bits does not go on 32, nor the other way round; nothing changes."""
     talk = api.Chat(api.open_any(str(base), runs), api.sampling(max_new_tokens=4), runs)

@@ -72,12 +72,18 @@ def run_config(run: RunFolder) -> Config:
 
 
 def open_base(name: str, overrides: Sequence[str] = ()) -> Opened:
-    """A base without adapter, in 16 or 32 bits unless `overrides` say method=qlora.
+    """A base without adapter, in 16 or 32 bits; quantized where `overrides` say method=qlora, or
+    the name ends with @nf4, @fp4 or @int8.
 
     Raises:
         InputError, MissingError, IntegrityError: as `bases.resolve` and `load_base`.
     """
-    config = load_config(None, ("method=lora", *overrides, f"model.base={name}")).config
+    plain, at, quantization = name.rpartition("@")
+    words = ("method=lora", *overrides, f"model.base={name}")
+    if at and "/" not in quantization:
+        held = ("method=qlora", f"model.quantization={quantization}")
+        words = (*held, *overrides, f"model.base={plain}")
+    config = load_config(None, words).config
     base = bases.resolve(config.model.base, config.model.revision)
     tokenizer = bases.load_tokenizer(base)
     form = form_of(config)
@@ -192,8 +198,7 @@ def open_any(name: str, runs: str | Path = "runs") -> Opened:
         if plain == LATEST:
             raise
         try:
-            words = ("method=qlora", f"model.quantization={after}") if after else ()
-            return replace(open_base(plain, words), name=name)
+            return replace(open_base(name), name=name)
         except InputError as no_base:
             raise InputError(f"{name}: neither a run nor a base", _hints(no_run, no_base)) from None
     return open_run(run, runs, step)
