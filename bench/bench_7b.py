@@ -162,7 +162,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path.cwd())
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--train", type=Path)
-    parser.add_argument("--limit", type=float, default=LIMIT * 0.93)
+    parser.add_argument("--limit", type=float, default=LIMIT * 0.97)
     options = parser.parse_args()
     if options.train:
         train(options.train, int(options.limit))

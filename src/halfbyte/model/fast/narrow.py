@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 __all__ = ["Narrow", "NarrowEmbedding", "NarrowLinear", "narrow", "slices", "working_dtype"]
 
-_SLICE: Final = 8 << 20  # weights widened at once: 32 MiB of float32
+_SLICE: Final = 1 << 20  # weights widened at once: 4 MiB of float32
 
 
 class Narrow:
