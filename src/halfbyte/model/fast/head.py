@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from halfbyte.model.fast.narrow import slices
+from halfbyte.model.fast.narrow import product, slices
 
 __all__ = ["Head", "nll_sum", "nll_values"]
 
@@ -52,9 +52,7 @@ class Head:
     def _product(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.weight.dtype == hidden.dtype:
             return torch.nn.functional.linear(hidden, self.weight, self.bias)
-        out = hidden.new_empty(len(hidden), len(self.weight))
-        for part, weight in slices(self.weight, hidden.dtype):
-            out[:, part] = hidden @ weight.T
+        out = product(hidden, self.weight)
         return out if self.bias is None else out.add_(self.bias)
 
     def to_hidden(self, gradient: torch.Tensor, out: torch.Tensor) -> None:

@@ -15,7 +15,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["Narrow", "NarrowEmbedding", "NarrowLinear", "narrow", "slices", "working_dtype"]
+__all__ = [
+    "Narrow",
+    "NarrowEmbedding",
+    "NarrowLinear",
+    "narrow",
+    "product",
+    "slices",
+    "working_dtype",
+]
 
 _SLICE: Final = 1 << 20  # weights widened at once: 4 MiB of float32
 
@@ -39,7 +47,7 @@ class NarrowLinear(Narrow, nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., inputs] → [..., outputs], both `working`."""
-        return torch.cat([x @ part.T for _, part in slices(self.weight, x.dtype)], dim=-1)
+        return product(x, self.weight)
 
 
 def narrow(model: PreTrainedModel) -> None:
@@ -69,6 +77,14 @@ def slices(weight: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, to
     for start in range(0, len(weight), step):
         part = slice(start, start + step)
         yield part, weight[part].to(dtype)
+
+
+def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x [..., width] by a weight [n, width] of a narrower type: [..., n] in the type of x."""
+    out = x.new_empty(*x.shape[:-1], len(weight))
+    for part, wide in slices(weight, x.dtype):
+        out[..., part] = x @ wide.T
+    return out
 
 
 def working_dtype(model: Any) -> torch.dtype:
