@@ -2,11 +2,12 @@
 
 A vocabulary of 50,000 makes one float32 logit row 200 kB: the logits of a few thousand tokens
 would be the largest thing in memory. Here a chunk of rows is projected, turned into its losses and
-its gradient at once, and overwritten by the next chunk. The backward pass then only scales.
+its gradient in place, and overwritten by the next chunk. The backward pass then only scales.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,12 @@ from halfbyte.model.fast.narrow import product, slices
 
 __all__ = ["Head", "nll_sum", "nll_values"]
 
-# One chunk of float32 logits. Smaller ones make the matrix products thin: 384 rows of 49,152 logits
-# took 1.43, 1.08, 0.85, 0.71 and 0.82 s with 4, 8, 16, 32 and 64 MiB (one thread, AVX2).
+# One chunk of logits in the type of the products. Smaller ones make the products thin: 384 rows of
+# 49,152 float32 logits took 1.43, 1.08, 0.85, 0.71 and 0.82 s with 4, 8, 16, 32 and 64 MiB (one
+# thread, AVX2); 1,020 bf16 rows 0.45 and 0.36 s with 16 and 32 MiB (two threads, AVX512-BF16).
 CHUNK_BYTES = 32 << 20
+# On a CPU the softmax takes a few rows of a chunk at a time, which stay in the cache.
+_SLICE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,25 +39,28 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
-    @property
-    def chunk(self) -> int:
-        """Rows of logits computed at once."""
-        return max(16, CHUNK_BYTES // (4 * self.weight.shape[0]))
+    def chunk(self, dtype: torch.dtype) -> int:
+        """Rows of logits computed at once in `dtype`."""
+        return max(16, CHUNK_BYTES // (dtype.itemsize * self.weight.shape[0]))
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Float32 logits [n, V] of hidden states [n, H]."""
-        logits = self._product(hidden).float()
+    def project(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
+        """Write hidden @ weight.T + bias [n, V] into `out`, in the type of `hidden`."""
+        if self.weight.dtype != hidden.dtype:
+            product(hidden, self.weight, out)
+            if self.bias is not None:
+                out.add_(self.bias)
+        elif self.bias is None:
+            torch.mm(hidden, self.weight.T, out=out)
+        else:
+            torch.addmm(self.bias, hidden, self.weight.T, out=out)
+
+    def finish(self, logits: torch.Tensor) -> torch.Tensor:
+        """In place: projected scores into logits."""
         if self.scale != 1.0:
             logits.mul_(self.scale)
         if self.softcap is not None:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
-
-    def _product(self, hidden: torch.Tensor) -> torch.Tensor:
-        if self.weight.dtype == hidden.dtype:
-            return torch.nn.functional.linear(hidden, self.weight, self.bias)
-        out = product(hidden, self.weight)
-        return out if self.bias is None else out.add_(self.bias)
 
     def to_hidden(self, gradient: torch.Tensor, out: torch.Tensor) -> None:
         """Write gradient @ weight [n, H] into `out`; `gradient` [n, V] is by the product."""
@@ -64,11 +71,12 @@ class Head:
         for part, weight in slices(self.weight, gradient.dtype):
             out.addmm_(gradient[:, part], weight)
 
-    def pull_back(self, gradient: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor:
+    def pull_back(self, gradient: torch.Tensor, logits: torch.Tensor | None) -> None:
         """In place: the gradient by the logits into that by hidden @ weight.T + bias."""
         if self.softcap is not None and logits is not None:
             gradient.mul_(1 - (logits / self.softcap).square_())
-        return gradient.mul_(self.scale) if self.scale != 1.0 else gradient
+        if self.scale != 1.0:
+            gradient.mul_(self.scale)
 
 
 def nll_sum(
@@ -92,13 +100,48 @@ def nll_values(
     """For each of N targets: nll in nats (float32) and whether it is the most likely token."""
     nll = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
     correct = torch.empty(len(target), dtype=torch.bool, device=hidden.device)
-    for start in range(0, len(target), head.chunk):
-        part = slice(start, start + head.chunk)
-        logits = head.logits(hidden[part])
-        chosen = logits.gather(1, target[part, None])[:, 0]
-        correct[part] = logits.argmax(dim=1) == target[part]
-        nll[part] = logits.logsumexp(dim=1) - chosen
+    work = _Work(head, hidden)
+    for part in work.chunks():
+        head.project(hidden[part], scores := work.scores(part))
+        for rows in work.slices(part):
+            logits = head.finish(work.widened(scores, rows, part.start))
+            chosen = logits.gather(1, target[rows, None])[:, 0]
+            correct[rows] = logits.argmax(dim=1) == target[rows]
+            nll[rows] = logits.logsumexp(dim=1) - chosen
     return nll, correct
+
+
+class _Work:
+    """The memory in which the scores of N hidden states are computed, chunk by chunk."""
+
+    def __init__(self, head: Head, hidden: torch.Tensor) -> None:
+        self._count, vocabulary = len(hidden), head.weight.shape[0]
+        self._chunk = min(head.chunk(hidden.dtype), self._count)
+        few = max(1, _SLICE_BYTES // (torch.float32.itemsize * vocabulary))
+        self._slice = min(self._chunk, few if hidden.device.type == "cpu" else self._chunk)
+        self._scores = hidden.new_empty(self._chunk, vocabulary)
+        self._wide = None  # the scores themselves serve where they are float32
+        if hidden.dtype != torch.float32:
+            self._wide = hidden.new_empty(self._slice, vocabulary, dtype=torch.float32)
+
+    def chunks(self) -> Iterator[slice]:
+        """Places projected at once."""
+        for start in range(0, self._count, self._chunk):
+            yield slice(start, min(start + self._chunk, self._count))
+
+    def slices(self, chunk: slice) -> Iterator[slice]:
+        """Places of a chunk whose softmax is computed at once."""
+        for start in range(chunk.start, chunk.stop, self._slice):
+            yield slice(start, min(start + self._slice, chunk.stop))
+
+    def scores(self, chunk: slice) -> torch.Tensor:
+        """[n, V] for a chunk; the next chunk overwrites it."""
+        return self._scores[: chunk.stop - chunk.start]
+
+    def widened(self, scores: torch.Tensor, rows: slice, start: int) -> torch.Tensor:
+        """The float32 scores of some places of the chunk that begins at `start`."""
+        part = scores[rows.start - start : rows.stop - start]
+        return part if self._wide is None else self._wide[: len(part)].copy_(part)
 
 
 class _NllSum(torch.autograd.Function):
@@ -126,11 +169,14 @@ class _NllSum(torch.autograd.Function):
             else None
         )
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for start in range(0, len(target), head.chunk):
-            part = slice(start, start + head.chunk)
-            gradient, loss = _chunk(head, hidden[part], target[part], weight[part])
-            total += loss
-            gradient = gradient.to(hidden.dtype)
+        work = _Work(head, hidden)
+        for part in work.chunks():
+            head.project(hidden[part], gradient := work.scores(part))
+            for rows in work.slices(part):
+                wide = work.widened(gradient, rows, part.start)
+                total += _turn(head, wide, target[rows], weight[rows])
+                if wide.dtype != gradient.dtype:
+                    gradient[rows.start - part.start : rows.stop - part.start].copy_(wide)
             if to_hidden is not None:
                 head.to_hidden(gradient, to_hidden[part])
             if to_weight is not None:
@@ -156,15 +202,16 @@ class _NllSum(torch.autograd.Function):
         )
 
 
-def _chunk(
-    head: Head, hidden: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient by the raw logits [n, V] and the weighted loss of some rows."""
-    logits = head.logits(hidden)
+def _turn(
+    head: Head, scores: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """Scores [n, V] in place into the gradient by them; the weighted loss of these places."""
+    logits = head.finish(scores)
     kept = logits.clone() if head.softcap is not None else None
     places = target[:, None]
     log_probability = torch.log_softmax(logits, dim=1, out=logits)
     loss = -(log_probability.gather(1, places)[:, 0] * weight).sum()
     gradient = log_probability.exp_().mul_(weight[:, None])
     gradient.scatter_add_(1, places, -weight[:, None])
-    return head.pull_back(gradient, kept), loss
+    head.pull_back(gradient, kept)
+    return loss

@@ -79,9 +79,9 @@ def slices(weight: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, to
         yield part, weight[part].to(dtype)
 
 
-def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """x [..., width] by a weight [n, width] of a narrower type: [..., n] in the type of x."""
-    out = x.new_empty(*x.shape[:-1], len(weight))
+    out = x.new_empty(*x.shape[:-1], len(weight)) if out is None else out
     for part, wide in slices(weight, x.dtype):
         out[..., part] = x @ wide.T
     return out
