@@ -105,7 +105,7 @@ def steps_seen(run: RunFolder) -> list[int]:
 
 def random_kills(folder: Path, kills: int) -> dict[str, Any]:
     """Kill at random moments, again and again; then finish, and compare with a run never killed."""
-    steps = kills * 3 + 3  # no life gets further than three
+    steps = kills * 12  # lives take one to three; more where the one who kills has to wait
     update = toy_update(steps, **EVERY_STEP)
     run = toy_run(folder, "killed")
     chance = random.Random(5)

@@ -19,7 +19,7 @@ from halfbyte.data.batches import MicroLimits
 from halfbyte.data.records import Batch, Segment
 from halfbyte.model.fast import buffers, checkpoint, dropout, fused, layout, linear, status, weights
 from halfbyte.model.fast.attention import segment_attention
-from halfbyte.model.fast.linear import Fast, custom_modules, lora_linear
+from halfbyte.model.fast.linear import Fast, Member, custom_modules, lora_linears
 from halfbyte.model.loss import TokenLoss
 from tests.tiny import tiny_model
 
@@ -127,10 +127,10 @@ def test_gradients_of_the_lora_function() -> None:
 
         def function(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, rate: float = rate) -> Any:
             torch.manual_seed(3)  # the same mask each time
-            return lora_linear(x, base, (a, b), 1.7, rate)
+            return lora_linears(x, [Member(base, (a, b), 1.7, rate)])[0]
 
         assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradcheck(lambda x: lora_linear(x, base), inputs[:1])
+    assert torch.autograd.gradcheck(lambda x: lora_linears(x, [Member(base)])[0], inputs[:1])
 
 
 def test_dropout_keeps_the_expectation_and_follows_the_seed() -> None:
@@ -183,12 +183,13 @@ def tree_batch() -> Batch:
     return Batch(ids, torch.tensor(positions), segments, none, none, none.float(), (), 0)
 
 
+@pytest.mark.parametrize("grain", [1, 4])
 @pytest.mark.parametrize(("queries", "tree"), [(128, 192), (128, 0), (2, 0), (2, 5)])
 def test_segment_attention_is_a_masked_softmax(
-    monkeypatch: pytest.MonkeyPatch, queries: int, tree: int
+    monkeypatch: pytest.MonkeyPatch, queries: int, tree: int, grain: int
 ) -> None:
-    """However it is cut into blocks, attention over segments equals softmax under the full mask,
-    in value and gradients, with grouped queries.
+    """However it is cut into blocks, and whatever their sizes are rounded to, attention over
+    segments equals softmax under the full mask, in value and gradients, with grouped queries.
     """
     monkeypatch.setattr(layout, "QUERIES", queries)
     monkeypatch.setattr(layout, "TREE", tree)
@@ -198,8 +199,10 @@ def test_segment_attention_is_a_masked_softmax(
         torch.randn(2, 12, heads, 3, dtype=torch.float64).transpose(1, 2).requires_grad_()
         for heads in (4, 2, 2)
     )
-    pieces = layout.blocks(batch, torch.float64)
-    covered = sorted((b.row, place) for b in pieces for place in range(b.start, b.stop))
+    monkeypatch.setattr(layout, "grain", lambda *_: grain)
+    pieces = layout.bundles(batch, torch.float64)
+    ranges = [one for bundle in pieces for parts in bundle.queries for one in parts]
+    covered = sorted((row, place) for row, *ends in ranges for place in range(*ends))
     assert covered == [(0, p) for p in range(12)] + [(1, p) for p in range(7)]
     got = segment_attention(q, k, v, pieces, 0.6)
     scores = 0.6 * q @ k.repeat_interleave(2, dim=1).mT
@@ -288,11 +291,16 @@ def test_nothing_is_computed_below_the_lowest_adapter(monkeypatch: pytest.Monkey
         batch.input_ids, batch.position_ids, batch.segments, one, one, torch.ones(1), (), 0
     )
     loss = TokenLoss(model)(batch)
-    calls: list[int] = []
+    used: list[nn.Module] = []
     dense = weights.dense
-    monkeypatch.setattr(linear.weights, "dense", lambda *a: calls.append(1) or dense(*a))
+    monkeypatch.setattr(linear.weights, "dense", lambda *a: used.append(a[0]) or dense(*a))
     loss.backward()
-    assert len(calls) == 1  # o_proj's; q_proj's input needs no gradient
+    names = {module: name for name, module in model.named_modules()}
+    # the input of q, k and v needs no gradient; down_proj is transformers' own
+    wanted = ("self_attn.o_proj.base_layer", "mlp.gate_proj", "mlp.up_proj")
+    assert sorted(names[one] for one in used) == sorted(
+        f"base_model.model.model.layers.2.{name}" for name in wanted
+    )
 
 
 def test_status_names_every_part() -> None:
@@ -319,13 +327,13 @@ def test_the_summary_says_what_is_taken_and_why_not() -> None:
 
 
 def test_a_pool_hands_out_only_what_nobody_uses() -> None:
-    """A block comes back when the last tensor, view or graph that refers to it is gone; smaller
-    tensors may take it, and much smaller ones may not.
+    """A block comes back when the last tensor, view or graph that refers to it is gone; it serves
+    fewer places of the same width, and no other width.
     """
     pool = buffers.Pool()
     like = torch.zeros(0)
     first = buffers.empty((256, 256), like, pool)
-    second = buffers.empty((256, 256), like, pool)
+    second = buffers.empty((2, 128, 4, 64), like, pool)
     address = first.data_ptr()
     assert second.data_ptr() != address
     assert pool.held == 2 * 256 * 256 * 4
@@ -333,13 +341,23 @@ def test_a_pool_hands_out_only_what_nobody_uses() -> None:
     del first
     assert buffers.empty((256, 256), like, pool).data_ptr() != address
     del view
-    assert buffers.empty((200, 256), like, pool).data_ptr() == address
+    assert buffers.empty((1, 200, 256), like, pool).data_ptr() == address
     held = pool.held
-    assert buffers.empty((120, 256), like.double(), pool).dtype == torch.float64
+    assert buffers.empty((200, 128), like.double(), pool).dtype == torch.float64
     assert pool.held == held
-    small = buffers.empty((256, 160), like, pool)
-    assert small.data_ptr() == address
+    assert buffers.empty((256, 160), like, pool).data_ptr() != address
     assert buffers.empty((2, 2), like, pool).shape == (2, 2)  # too small for a pool
+
+
+def test_a_pool_grows_with_the_longest_and_not_with_every_length() -> None:
+    """Lengths that come and go leave one block, as large as the longest; a longer replaces it."""
+    pool = buffers.Pool()
+    like = torch.zeros(0)
+    for places in (300, 200, 290, 256, 300):
+        assert len(buffers.empty((places, 256), like, pool)) == places
+        assert pool.held == 300 * 256 * 4
+    assert len(buffers.empty((400, 256), like, pool)) == 400
+    assert pool.held == 400 * 256 * 4
 
 
 def test_a_graph_keeps_its_blocks() -> None:
@@ -352,7 +370,8 @@ def test_a_graph_keeps_its_blocks() -> None:
     inputs = [torch.randn(300, 256, requires_grad=True) for _ in range(2)]
 
     def through(x: torch.Tensor) -> torch.Tensor:
-        return lora_linear(lora_linear(x, base, (a, b)), base, (a, b)).square().sum()
+        layer = [Member(base, (a, b))]
+        return lora_linears(lora_linears(x, layer)[0], layer)[0].square().sum()
 
     alone = [torch.autograd.grad(through(x), (x, a, b)) for x in inputs]
     with buffers.use(buffers.Pool()):

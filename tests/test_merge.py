@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from halfbyte.data.records import Encoded
 from halfbyte.errors import IntegrityError
+from halfbyte.model.fast.weights import keep_as_quantized
 from halfbyte.ship.companions import ChatForm, Companions
 from halfbyte.ship.deltas import open_parts
 from halfbyte.ship.fidelity import Scored, score
@@ -42,7 +43,9 @@ def held(folder: Path, quantized: Quantized | None = None) -> PreTrainedModel:
             bnb_4bit_use_double_quant=quantized.double_quant,
             bnb_4bit_compute_dtype=quantized.dtype,
         )
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+    keep_as_quantized(model)
+    return model
 
 
 def answers(model: PreTrainedModel, prompts: list[tuple[int, ...]]) -> list[list[int]]:

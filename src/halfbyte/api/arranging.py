@@ -22,8 +22,9 @@ from halfbyte.model.shape import Shape, catalogue_config, shape_of
 from halfbyte.model.sizes import SIZES
 from halfbyte.train import Source, free_memory
 
-# A QLoRA step of a 135M base keeps 0.7 MB a token: twice as many at once are 3 % faster and take
-# 500 MB more (docs/benchmarks.md). A GPU is only busy with more.
+# Tokens at once. A CPU's for float32: twice as many are 3 % faster and take a fifth more memory; in
+# 16 bits they take half of it and what every micro-batch costs weighs more, so there are twice as
+# many (docs/benchmarks.md). A GPU is only busy with more.
 _TOKENS: Final = {"cpu": 512, "cuda": 8192}
 # What a process takes after it has read its data: kernels and libraries that load on first use,
 # and on CUDA the context. Measured with bench/bench_plan.py.
@@ -73,11 +74,12 @@ def way_of(config: Config, form: Form) -> Way:
     )
 
 
-def wishes_of(config: Config, work: Work, device: str) -> Wishes:
-    """What the settings leave open for these rows on this type of device."""
+def wishes_of(config: Config, work: Work, way: Way) -> Wishes:
+    """What the settings leave open for these rows and this way of training."""
     train = config.train
     fixed = isinstance(train.micro_tokens, int)
-    tokens = train.micro_tokens if isinstance(train.micro_tokens, int) else _TOKENS[device]
+    usual = _TOKENS["cuda"] if way.cuda else _TOKENS["cpu"] * 4 // way.compute
+    tokens = train.micro_tokens if isinstance(train.micro_tokens, int) else usual
     rows = train.micro_batch if isinstance(train.micro_batch, int) else train.batch_size
     if not fixed:
         tokens = max(work.longest, min(tokens, max(work.step, 1)))
@@ -140,7 +142,7 @@ def settle(config: Config, shape: Shape, way: Way, work: Work, loads: Loads) -> 
     free = free_memory(device) + (0 if way.cuda else runtime - LATER["cpu"])
     asked = config.memory_limit
     limit = free if asked is None else min(free, asked)
-    wishes = wishes_of(config, work, device.type)
+    wishes = wishes_of(config, work, way)
     found = arrange(shape, way, wishes, loads, (limit, runtime))
     if found is not None:
         return found
@@ -183,7 +185,7 @@ def advise(
         if changed.model.base != config.model.base:
             targets = changed.lora.targets
             shape = shape_of(catalogue_config(SIZES[changed.model.base]), targets, kind)
-        wishes = wishes_of(changed, bounded, kind)
+        wishes = wishes_of(changed, bounded, way)
         found = arrange(shape, way, wishes, bounded.load, room)
         if found is not None:
             return " ".join([*words, *_arranged(found, wishes)]) or None

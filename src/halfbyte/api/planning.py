@@ -296,7 +296,7 @@ def _bounded(config: Config, note: str) -> tuple[Rows, Work, Loads]:
 def _arrangement(parts: _Parts) -> tuple[tuple[int, int, int], str]:
     """(rows, tokens, layers recomputed), and why it does not fit; empty if it does."""
     kind = parts.form.device.type
-    wishes = wishes_of(parts.config, parts.work, kind)
+    wishes = wishes_of(parts.config, parts.work, parts.way)
     if parts.card is None:
         try:
             found = settle(parts.config, parts.shape, parts.way, parts.work, parts.loads)

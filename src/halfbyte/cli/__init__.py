@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -73,6 +74,7 @@ def main(arguments: list[str] | None = None) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked workers warn otherwise
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars follow it
     warnings.filterwarnings("ignore", category=FutureWarning)  # theirs, of APIs we do not call
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a kernel we do not use
     try:
         return cli.main(args=arguments, prog_name="halfbyte", standalone_mode=False)
     except HalfbyteError as error:

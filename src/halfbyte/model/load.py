@@ -21,7 +21,7 @@ from halfbyte.model.assemble import (
     stored_quantization,
 )
 from halfbyte.model.bases import Base, load_model_config
-from halfbyte.model.fast import alloc
+from halfbyte.model.fast import alloc, weights
 from halfbyte.model.fast.narrow import narrow
 from halfbyte.model.kept import find_kept
 from halfbyte.model.stream import Faults, stored_tensors
@@ -149,6 +149,7 @@ def _finished(model: PreTrainedModel, base: Base, form: Form) -> PreTrainedModel
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.compute_dtype = form.compute.dtype
             module.compute_type_is_set = True  # else it would follow the first input
+    weights.keep_as_quantized(model)
     if form.recipe is not None and form.weights == torch.float32:
         narrow(model)
         alloc.trim()

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from halfbyte.data.records import Batch
 from halfbyte.model.fast import attention, buffers, flex, parts
 from halfbyte.model.fast.head import Head, nll_sum, nll_values
-from halfbyte.model.fast.layout import additive_mask, allowed, blocks, longest
+from halfbyte.model.fast.layout import additive_mask, allowed, bundles, grain, longest, rounded
 from halfbyte.model.fast.narrow import NarrowLinear, working_dtype
 
 __all__ = ["TokenLoss"]
@@ -48,7 +48,7 @@ class TokenLoss(nn.Module):
         Raises:
             ValueError: the batch has rows in one sequence, which this model would mix.
         """
-        head = self._head()
+        head, batch = self._head(), self._rounded(batch)
         if head is not None:
             return nll_sum(head, self._hidden(batch), batch.target, batch.weight)
         nll = cross_entropy(self._logits(batch), batch.target, reduction="none")
@@ -57,12 +57,21 @@ class TokenLoss(nn.Module):
     @torch.no_grad()
     def token_nll(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """nll in nats (float32 [N]) of each target and whether it was the likeliest (bool [N])."""
-        head = self._head()
+        count = len(batch.target)
+        head, batch = self._head(), self._rounded(batch)
         if head is not None:
-            return nll_values(head, self._hidden(batch), batch.target)
+            nll, hits = nll_values(head, self._hidden(batch), batch.target)
+            return nll[:count], hits[:count]
         logits = self._logits(batch)
         nll = cross_entropy(logits, batch.target, reduction="none")
-        return nll, logits.argmax(dim=1) == batch.target
+        return nll[:count], (logits.argmax(dim=1) == batch.target)[:count]
+
+    def _rounded(self, batch: Batch) -> Batch:
+        """Sizes of which there are few, where every size has its price."""
+        if self.route != "segments":
+            return batch
+        working = working_dtype(parts.causal_model(self.model))
+        return rounded(batch, grain(working, batch.input_ids.device))
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
         """Hidden states [N, H] of the places that predict."""
@@ -98,7 +107,7 @@ class TokenLoss(nn.Module):
             if self.route == "flex":
                 layout = attention.Layout([], flex.block_mask(batch))
             else:
-                layout = attention.Layout(blocks(batch, working))
+                layout = attention.Layout(bundles(batch, working))
             return {**common, "attention_mask": nothing, "layout": layout}
         mask = additive_mask(allowed(batch), working)
         if not windowed:

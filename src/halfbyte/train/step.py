@@ -179,7 +179,7 @@ def _shrunk(state: State, batches: Sequence[MicroBatch], reason: str) -> Shrunk:
 
 def _clipped(state: State, max_norm: float) -> float:
     """Undo the loss scale, clip, and return the norm before clipping."""
-    parameters = list(state.trainable().values())
+    parameters = [one for group in state.optimizer.param_groups for one in group["params"]]
     if state.progress.loss_scale != 1.0:
         grads = [one.grad for one in parameters if one.grad is not None]
         torch._foreach_mul_(grads, 1.0 / state.progress.loss_scale)

@@ -6,6 +6,7 @@ then every segment attends to itself and its ancestors, without a mask of the wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,20 +17,20 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from halfbyte.model.fast import buffers, flex
-from halfbyte.model.fast.layout import Block
+from halfbyte.model.fast.layout import Bundle, Range
 
-__all__ = ["NAME", "Layout", "register", "segment_attention"]
+__all__ = ["NAME", "Layout", "add_gradients", "attended", "register", "segment_attention"]
 
 NAME = "halfbyte"
 
 
 @dataclass(slots=True)
 class Layout:
-    """The blocks of one batch, or its mask for FlexAttention. `layers` counts the calls: a model
+    """The bundles of one batch, or its mask for FlexAttention. `layers` counts the calls: a model
     that swallows the argument would attend across rows without anybody noticing.
     """
 
-    blocks: list[Block]
+    bundles: list[Bundle]
     mask: BlockMask | None = None
     layers: int = field(default=0)
 
@@ -58,18 +59,18 @@ def _attend(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if layout.mask is not None:
         return flex.attend(query, key, value, layout.mask, scale), None
-    return segment_attention(query, key, value, layout.blocks, scale), None
+    return segment_attention(query, key, value, layout.bundles, scale), None
 
 
 def segment_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pieces: list[Block], scale: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pieces: list[Bundle], scale: float
 ) -> torch.Tensor:
-    """softmax(scale * query keyᵀ) value within the blocks, zero where no block is.
+    """softmax(scale * query keyᵀ) value within the bundles, zero where none is.
 
     Shapes: query [R, H, T, D], key and value [R, G, T, D] with H a multiple of G (grouped-query);
     the result is [R, T, H, D].
     """
-    result: torch.Tensor = _SegmentAttention.apply(query, key, value, pieces, scale)
+    result: torch.Tensor = _SegmentAttention.apply(query * scale, key, value, pieces)
     return result
 
 
@@ -80,70 +81,105 @@ class _SegmentAttention(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        pieces: list[Block],
-        scale: float,
+        pieces: list[Bundle],
     ) -> torch.Tensor:
-        rows, heads, length, width = query.shape
-        groups = key.shape[1]
-        ctx.pool = buffers.current()
-        output = buffers.empty((rows, length, heads, width), query, ctx.pool).zero_()
-        for block in pieces:
-            q = _queries(query, block, groups).mul(scale)
-            p = _softmax(torch.bmm(q, _keys(key, block).mT), block.bias)
-            o = torch.bmm(p, _keys(value, block))
-            output[block.row, block.start : block.stop] = o.view(heads, -1, width).transpose(0, 1)
-        ctx.pieces, ctx.scale = pieces, scale
+        ctx.pool, ctx.pieces = buffers.current(), pieces
         ctx.save_for_backward(query, key, value)
-        return output
+        return attended((query, key, value), pieces, ctx.pool)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        query, key, value = ctx.saved_tensors
-        rows, heads, length, width = query.shape
-        groups = key.shape[1]
-        d_output = gradients[0].transpose(1, 2)
+        saved = ctx.saved_tensors
+        rows, _, length, width = saved[0].shape
         # laid out as the projections are, so that nothing has to be transposed on the way back
-        dq, dk, dv = (
-            buffers.empty((rows, length, count, width), query, ctx.pool).zero_().transpose(1, 2)
-            for count in (heads, groups, groups)
+        found = tuple(
+            buffers.empty((rows, length, one.shape[1], width), one, ctx.pool).zero_()
+            for one in saved
         )
-        for block in ctx.pieces:
-            # made again rather than kept: at 256 keys they would be a quarter of all activations
-            q = _queries(query, block, groups).mul(ctx.scale)
-            p = _softmax(torch.bmm(q, _keys(key, block).mT), block.bias)
-            do = _queries(d_output, block, groups)
-            _add_keys(dv, block, torch.bmm(p.mT, do))
-            ds = torch.bmm(do, _keys(value, block).mT)
-            ds = torch._softmax_backward_data(ds, p, -1, p.dtype)  # noqa: SLF001  one pass, no copy
-            _add_keys(dk, block, torch.bmm(ds.mT, q))
-            part = torch.bmm(ds, _keys(key, block)).mul_(ctx.scale)
-            dq[block.row, :, block.start : block.stop] = part.view(heads, -1, width)
-        return dq, dk, dv, None, None
+        found = tuple(one.transpose(1, 2) for one in found)
+        add_gradients(found, saved, gradients[0].transpose(1, 2), ctx.pieces)
+        return *found, None
 
 
-def _queries(tensor: torch.Tensor, block: Block, groups: int) -> torch.Tensor:
-    """[G, H / G * n, D]: heads that share a key head stand together."""
-    part = tensor[block.row, :, block.start : block.stop]
-    return part.reshape(groups, -1, part.shape[-1])
+Three = tuple[torch.Tensor, ...]  # scaled query [R, H, T, D], key and value [R, G, T, D]
 
 
-def _keys(tensor: torch.Tensor, block: Block) -> torch.Tensor:
-    """[G, m, D]: a view where the keys are one range."""
-    ranges = [tensor[block.row, :, start:stop] for start, stop in block.keys]
-    return ranges[0] if len(ranges) == 1 else torch.cat(ranges, dim=1)
+def attended(qkv: Three, pieces: list[Bundle], pool: buffers.Pool | None) -> torch.Tensor:
+    """`segment_attention` of scaled queries, without a graph."""
+    query, _, value = qkv
+    rows, heads, length, width = query.shape
+    output = buffers.empty((rows, length, heads, width), query, pool).zero_()
+    into = output.transpose(1, 2)
+    for bundle in pieces:
+        _, _, p = _probabilities(qkv, bundle)
+        _put(into, bundle.queries, torch.bmm(p, _gather(value, bundle.keys, bundle.columns)))
+    return output
 
 
-def _add_keys(target: torch.Tensor, block: Block, gradient: torch.Tensor) -> None:
-    taken = 0
-    for start, stop in block.keys:
-        target[block.row, :, start:stop] += gradient[:, taken : taken + stop - start]
-        taken += stop - start
+def add_gradients(found: Three, qkv: Three, d_output: torch.Tensor, pieces: list[Bundle]) -> None:
+    """Add to `found`, zeros of the shapes of `qkv`, the gradients by them; `d_output` [R, H, T, D]
+    is that by the output.
+    """
+    (dq, dk, dv), value = found, qkv[2]
+    for bundle in pieces:
+        # made again rather than kept: at 256 keys they would be a quarter of all activations
+        q, k, p = _probabilities(qkv, bundle)
+        do = _gather(d_output, bundle.queries, bundle.rows).reshape(q.shape)
+        _put(dv, bundle.keys, torch.bmm(p.mT, do), add=True)
+        ds = torch.bmm(do, _gather(value, bundle.keys, bundle.columns).mT)
+        ds = torch._softmax_backward_data(ds, p, -1, p.dtype)  # noqa: SLF001  one pass, no copy
+        _put(dk, bundle.keys, torch.bmm(ds.mT, q), add=True)
+        _put(dq, bundle.queries, torch.bmm(ds, k))
 
 
-def _softmax(scores: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Scores [G, H / G * n, m] are changed; sums are in float32 at least."""
-    n, width = bias.shape
-    scores.view(scores.shape[0], -1, n, scores.shape[-1])[..., -width:] += bias
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    return torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)
+def _probabilities(qkv: Three, bundle: Bundle) -> Three:
+    """The bundle's queries [B G, H / G n, D] and keys [B G, m, D], and the attention of the ones to
+    the others.
+    """
+    query, key, _ = qkv
+    k = _gather(key, bundle.keys, bundle.columns)
+    q = _gather(query, bundle.queries, bundle.rows).reshape(len(k), -1, k.shape[-1])
+    scores = torch.bmm(q, k.mT)
+    members, _, n, last = bundle.bias.shape
+    scores.view(members, -1, n, scores.shape[-1])[..., -last:] += bundle.bias
+    # of 16-bit scores torch's softmax sums in float32 and rounds once, without a float32 copy
+    return q, k, torch.softmax(scores, dim=-1)
+
+
+def _gather(source: torch.Tensor, ranges: Sequence[Sequence[Range]], size: int) -> torch.Tensor:
+    """Places of [R, heads, T, D] as [B heads, size, D], zeros behind those of each member: heads
+    that share a key head stand together.
+    """
+    heads, width = source.shape[1], source.shape[3]
+    if len(ranges) == len(ranges[0]) == 1 and ranges[0][0][2] - ranges[0][0][1] == size:
+        row, start, stop = ranges[0][0]
+        return source[row, :, start:stop]
+    found = source.new_zeros(len(ranges), heads, size, width)
+    for member, parts in zip(found, ranges, strict=True):
+        taken = 0
+        for row, start, stop in parts:
+            member[:, taken : taken + stop - start] = source[row, :, start:stop]
+            taken += stop - start
+    return found.view(-1, size, width)
+
+
+def _put(
+    target: torch.Tensor,
+    ranges: Sequence[Sequence[Range]],
+    values: torch.Tensor,
+    *,
+    add: bool = False,
+) -> None:
+    """The way back: rows of [B G, H / G n, D] to their places in [R, H, T, D]."""
+    heads, width = target.shape[1], target.shape[3]
+    for member, parts in zip(values.view(len(ranges), heads, -1, width), ranges, strict=True):
+        taken = 0
+        for row, start, stop in parts:
+            part = member[:, taken : taken + stop - start]
+            places = target[row, :, start:stop]
+            if add:
+                places += part
+            else:
+                places.copy_(part)
+            taken += stop - start

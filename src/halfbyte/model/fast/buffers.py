@@ -8,7 +8,6 @@ and hands out those that no tensor uses any more.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
@@ -19,37 +18,41 @@ import torch
 __all__ = ["Pool", "empty", "use"]
 
 _LEAST = 1 << 17  # bytes; smaller ones are no burden to malloc
-_WASTE = 3  # a block may be so many times larger than what is put into it
 
 
 class Pool:
-    """Blocks of CPU memory, each free as soon as no tensor refers to it. They go with the pool."""
+    """Blocks of CPU memory, each free as soon as no tensor refers to it. They go with the pool.
+
+    A block serves tensors of one width, of as many places as the longest so far: micro-batches
+    differ in places, and one that were served by size would leave blocks that fit no other.
+    """
 
     def __init__(self) -> None:
-        self._sizes: list[int] = []  # increasing
-        self._blocks: dict[int, list[torch.UntypedStorage]] = {}
+        self._blocks: dict[int, list[torch.UntypedStorage]] = {}  # by bytes of a place
         self._lock = Lock()
 
     @property
     def held(self) -> int:
         """Bytes of all blocks, used and free."""
-        return sum(size * len(blocks) for size, blocks in self._blocks.items())
+        return sum(block.nbytes() for blocks in self._blocks.values() for block in blocks)
 
-    def take(self, size: int) -> torch.UntypedStorage:
-        """A block of at least `size` bytes that nothing else uses; its content is arbitrary."""
+    def take(self, places: int, width: int) -> torch.UntypedStorage:
+        """A block for so many places of `width` bytes that nothing else uses; its content is
+        arbitrary.
+        """
+        size = places * width
         with self._lock:
-            for number in range(bisect_left(self._sizes, size), len(self._sizes)):
-                if self._sizes[number] > _WASTE * size:
-                    break
-                for block in self._blocks[self._sizes[number]]:
-                    if _free(block):
-                        return block
-            if size not in self._blocks:
-                self._sizes.insert(bisect_left(self._sizes, size), size)
-                self._blocks[size] = []
-            block = torch.UntypedStorage(size)
-            self._blocks[size].append(block)
-            return block
+            blocks = self._blocks.setdefault(width, [])
+            for number, block in enumerate(blocks):
+                if not _free(block):
+                    continue
+                if block.nbytes() < size:  # outgrown: the longest micro-batch comes first
+                    del block
+                    blocks[number] = torch.UntypedStorage(size)
+                return blocks[number]
+            most = max((block.nbytes() for block in blocks), default=0)
+            blocks.append(torch.UntypedStorage(max(most, size)))
+            return blocks[-1]
 
 
 _current: list[Pool | None] = [None]
@@ -72,13 +75,15 @@ def current() -> Pool | None:
 
 def empty(shape: tuple[int, ...], like: torch.Tensor, pool: Pool | None) -> torch.Tensor:
     """An uninitialized, contiguous tensor of `like`'s type and device, from the pool if there is
-    one and the tensor is large.
+    one and the tensor is large. `shape` is [n, width], [R, T, width] or [R, T, heads, D].
     """
-    size = prod(shape) * like.dtype.itemsize
-    if pool is None or size < _LEAST or like.device.type != "cpu":
+    width = prod(shape[min(2, len(shape) - 1) :]) * like.dtype.itemsize
+    places = prod(shape[: min(2, len(shape) - 1)])
+    if pool is None or places * width < _LEAST or like.device.type != "cpu":
         return torch.empty(shape, dtype=like.dtype, device=like.device)
     strides = [prod(shape[place + 1 :]) for place in range(len(shape))]
-    return torch.empty(0, dtype=like.dtype).set_(pool.take(size), 0, shape, strides)
+    block = pool.take(places, width)
+    return torch.empty(0, dtype=like.dtype).set_(block, 0, shape, strides)
 
 
 def _free(block: torch.UntypedStorage) -> bool:

@@ -2,23 +2,21 @@
 
 The modules replace single instances in a loaded model and adopt their children and parameters, so
 every parameter keeps its name. What they change is what is remembered: the input of a linear layer
-that can be computed again from tensors kept anyway is not kept itself (`Recipe`).
+that can be computed again from tensors kept anyway is not kept itself (remake.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from halfbyte.model.fast import buffers
+from halfbyte.model.fast.linear import together
+from halfbyte.model.fast.remake import Remake, mark
 
-__all__ = ["GatedMlp", "Recipe", "RmsNorm", "recipe_of", "replace"]
-
-_MARK = "halfbyte_recipe"
+__all__ = ["GatedMlp", "RmsNorm", "replace"]
 
 # Exactly these forward passes were read: y = weight * (x / rms(x)) in float32, rounded before the
 # product with the weight; and down(act(gate(x)) * up(x)). Others keep their own modules.
@@ -28,19 +26,6 @@ _NORMS = frozenset(
 _MLPS = frozenset(
     f"{name}MLP" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Granite")
 )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Recipe:
-    """How to compute a tensor again: `make(*tensors)`, the same bytes each time."""
-
-    make: Callable[..., torch.Tensor]
-    tensors: tuple[torch.Tensor, ...]
-
-
-def recipe_of(tensor: torch.Tensor) -> Recipe | None:
-    """The recipe that came with a tensor, if a module here made it."""
-    return getattr(tensor, _MARK, None)
 
 
 def replace(model: nn.Module) -> dict[str, int]:
@@ -70,10 +55,10 @@ class RmsNorm(nn.Module):
         self.train(original.training)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[..., H] to [..., H]; the result's recipe needs only the input."""
+        """[..., H] to [..., H]; the result is made again from the input."""
         x = hidden_states
         y: torch.Tensor = _RmsNorm.apply(x, self.weight, self.variance_epsilon)
-        _mark(y, Recipe(self._again, (x, self.weight)))
+        mark(y, Remake(self._again, (x, self.weight)))
         return y
 
     def _again(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -93,20 +78,15 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., H] to [..., H]."""
-        gate, up = self.gate_proj(x), self.up_proj(x)
+        gate, up = together(x, (self.gate_proj, self.up_proj))
         product: torch.Tensor = _Gated.apply(gate, up, self.act_fn)
-        _mark(product, Recipe(self._again, (gate, up)))
+        mark(product, Remake(self._again, (gate, up)))
         y: torch.Tensor = self.down_proj(product)
         return y
 
     def _again(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         product: torch.Tensor = self.act_fn(gate).mul_(up)
         return product
-
-
-def _mark(tensor: torch.Tensor, recipe: Recipe) -> None:
-    if tensor.requires_grad:
-        setattr(tensor, _MARK, recipe)
 
 
 def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
@@ -120,10 +100,8 @@ def _wide(x: torch.Tensor) -> torch.dtype:
 
 
 def _normed(x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    if x.dtype != inverse.dtype:  # rounded once, before the product with the weight
-        return torch.mul(x, inverse).to(x.dtype).mul_(weight)
     y = buffers.empty(tuple(x.shape), x, buffers.current())
-    return torch.mul(x, inverse, out=y).mul_(weight)
+    return torch.mul(x, inverse, out=y).mul_(weight)  # rounded before the product with the weight
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -143,10 +121,11 @@ class _RmsNorm(torch.autograd.Function):
             dw = (dy * torch.mul(x, inverse)).flatten(0, -2).sum(dim=0).to(weight.dtype)
         if not ctx.needs_input_grad[0]:
             return None, dw, None
-        g = dy * weight
-        along = torch.linalg.vecdot(g.to(inverse.dtype), x.to(inverse.dtype)).unsqueeze(-1)
+        # in float32 throughout: for bf16 that is faster than rounding in between, and nearer
+        g, wide = dy * weight.to(inverse.dtype), x.to(inverse.dtype)
+        along = torch.linalg.vecdot(g, wide).unsqueeze(-1)
         along = along.mul_(inverse.pow(3)).div_(-x.shape[-1])
-        return g.mul_(inverse).addcmul_(x, along.to(x.dtype)), dw, None
+        return g.mul_(inverse).addcmul_(wide, along).to(x.dtype), dw, None
 
 
 class _Gated(torch.autograd.Function):

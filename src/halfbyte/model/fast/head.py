@@ -209,9 +209,11 @@ def _turn(
     logits = head.finish(scores)
     kept = logits.clone() if head.softcap is not None else None
     places = target[:, None]
-    log_probability = torch.log_softmax(logits, dim=1, out=logits)
-    loss = -(log_probability.gather(1, places)[:, 0] * weight).sum()
-    gradient = log_probability.exp_().mul_(weight[:, None])
-    gradient.scatter_add_(1, places, -weight[:, None])
+    # log sum exp from the likeliest token's probability, which cannot underflow: log_softmax and
+    # its exponential would go through all logits once more
+    top, chosen = logits.amax(dim=1), logits.gather(1, places)[:, 0]
+    gradient = torch.softmax(logits, dim=1, out=logits)
+    loss = ((top - gradient.amax(dim=1).log_() - chosen) * weight).sum()
+    gradient.mul_(weight[:, None]).scatter_add_(1, places, -weight[:, None])
     head.pull_back(gradient, kept)
     return loss

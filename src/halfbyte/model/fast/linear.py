@@ -1,14 +1,17 @@
-"""LoRA on a frozen linear layer as one autograd function, entering through PEFT's module mapping.
+"""LoRA on frozen linear layers as one autograd function, entering through PEFT's module mapping.
 
 Forward: y = x Wᵀ + b + s (drop(x) Aᵀ) Bᵀ with W made dense just for the product. Backward makes it
 dense again instead of keeping it, and keeps only x and the narrow product. A and B stay float32;
-products run in the type of x. Everything else (creation, saving, merging, switching) is PEFT's.
+products run in the type of x. Layers with one input (q, k, v; gate, up) are computed together:
+their input is kept or made again once, and the gradients by it add up in the products themselves.
+Everything else (creation, saving, merging, switching) is PEFT's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import bitsandbytes as bnb
@@ -20,15 +23,17 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from halfbyte.model.fast import buffers, dropout, weights
-from halfbyte.model.fast.fused import Recipe, recipe_of
+from halfbyte.model.fast.remake import Remake, remake_of
 
 __all__ = [
     "Fast",
     "FastLinear",
     "FastLinear4bit",
     "FastLinear8bit",
+    "Member",
     "custom_modules",
-    "lora_linear",
+    "lora_linears",
+    "together",
 ]
 
 
@@ -50,18 +55,22 @@ class Fast:
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[..., in] to [..., out] with the active adapter, or without one where none is."""
-        layer: Any = self  # a PEFT layer, by the classes below
         if args or kwargs or self.slow_reason(x) is not None:
             result: torch.Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]  # PEFT's
             return result
+        return lora_linears(x, [self.member()])[0]
+
+    def member(self) -> Member:
+        """What this layer computes now, for `lora_linears`; nothing of it may be slow."""
+        layer: Any = self  # a PEFT layer, by the classes below
         base = layer.get_base_layer()
         names = [] if layer.disable_adapters or layer.merged else self._active()
         if not names:
-            return lora_linear(x, base)
+            return Member(base)
         name = names[0]
         rate = getattr(layer.lora_dropout[name], "p", 0.0) if layer.training else 0.0
         pair = (layer.lora_A[name].weight, layer.lora_B[name].weight)
-        return lora_linear(x, base, pair, layer.scaling[name], rate)
+        return Member(base, pair, layer.scaling[name], rate)
 
     def slow_reason(self, x: torch.Tensor) -> str | None:
         """Why this input takes PEFT's forward pass; None where it takes ours."""
@@ -103,89 +112,169 @@ class FastLinear8bit(Fast, peft_bnb.Linear8bitLt):
     """
 
 
-def lora_linear(
-    x: torch.Tensor,
-    base: Any,
-    pair: tuple[torch.Tensor, torch.Tensor] | None = None,
-    scale: float = 1.0,
-    rate: float = 0.0,
-) -> torch.Tensor:
-    """x Wᵀ + bias + scale * (drop(x) Aᵀ) Bᵀ, differentiable by x, A and B.
-
-    Shapes: x [..., in]; `base` a frozen linear layer that `weights.fault` accepts; `pair` is A
-    [r, in] and B [out, r], or None for the base alone. `rate` is the dropout of x before A.
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """One linear layer of `lora_linears`: `base` is a frozen one that `weights.fault` accepts;
+    `pair` is A [r, in] and B [out, r], or None for the base alone; `rate` the dropout before A.
     """
-    a, b = (None, None) if pair is None else pair
-    y: torch.Tensor = _LoraLinear.apply(x, a, b, base, _Numbers(scale, rate, recipe_of(x)))
-    return y
+
+    base: Any
+    pair: tuple[torch.Tensor, torch.Tensor] | None = None
+    scale: float = 1.0
+    rate: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Numbers:
-    scale: float
+def together(x: torch.Tensor, layers: Sequence[nn.Module]) -> Sequence[torch.Tensor]:
+    """The outputs of several linear layers of one input: in one function where they allow it."""
+    members = _members(x, layers)
+    return [layer(x) for layer in layers] if members is None else lora_linears(x, members)
+
+
+def _members(x: torch.Tensor, layers: Sequence[nn.Module]) -> list[Member] | None:
+    """What the layers compute; None where they have to be called one by one."""
+    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):  # noqa: SLF001  nn.Module has no other question for it
+        return None
+    members = []
+    for layer in layers:
+        if isinstance(layer, Fast):
+            if layer.slow_reason(x) is not None:
+                return None
+            members.append(layer.member())
+        elif weights.fault(layer, x.dtype) is None and not torch.is_autocast_enabled(x.device.type):
+            members.append(Member(layer))
+        else:
+            return None
+    if len({member.rate for member in members if member.pair is not None}) > 1:
+        return None
+    return members
+
+
+def lora_linears(x: torch.Tensor, members: Sequence[Member]) -> tuple[torch.Tensor, ...]:
+    """x Wᵀ + bias + scale * (drop(x) Aᵀ) Bᵀ of each member, differentiable by x, A and B.
+
+    x [..., in] gives [..., out]. Members with an adapter have one dropout rate, and one mask: it
+    is the same x that they drop.
+    """
+    adapted = [member for member in members if member.pair is not None]
+    group = _Group(tuple(members), adapted[0].rate if adapted else 0.0)
+    pairs = [factor for member in adapted for factor in member.pair or ()]
+    found: tuple[torch.Tensor, ...] = _LoraLinears.apply(x, remake_of(x), group, *pairs)
+    return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Group:
+    members: tuple[Member, ...]
     rate: float
-    recipe: Recipe | None
+
+    def adapted(self, each: Sequence[torch.Tensor]) -> list[tuple[Member, torch.Tensor]]:
+        """The members with an adapter, and of `each`, one a member, what is theirs."""
+        both = zip(self.members, each, strict=True)
+        return [(member, one) for member, one in both if member.pair is not None]
 
 
-class _LoraLinear(torch.autograd.Function):
+class _LoraLinears(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        a: torch.Tensor | None,
-        b: torch.Tensor | None,
-        base: Any,
-        numbers: _Numbers,
-    ) -> torch.Tensor:
-        ctx.base, ctx.scale, ctx.rate = base, numbers.scale, numbers.rate
-        ctx.make, ctx.pool = None, buffers.current()
+        ctx: Any, x: torch.Tensor, remake: Remake | None, group: _Group, *pairs: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.group, ctx.pool, ctx.make = group, buffers.current(), None
         rows = x.reshape(-1, x.shape[-1])
-        weight = weights.dense(base, x.dtype).T
-        y = buffers.empty((len(rows), weight.shape[1]), x, ctx.pool)
-        if base.bias is None:
-            torch.mm(rows, weight, out=y)
-        else:
-            torch.addmm(base.bias, rows, weight, out=y)
-        if a is None or b is None:
-            ctx.save_for_backward(None, None, None)
-            return y.view(*x.shape[:-1], -1)
-        ctx.seed = dropout.draw_seed() if ctx.rate else 0
-        dropped = dropout.apply(rows, ctx.rate, ctx.seed) if ctx.rate else rows
-        narrow = torch.mm(dropped, a.to(x.dtype).T).mul_(ctx.scale)
-        y.addmm_(narrow, b.to(x.dtype).T)
+        found = tuple(_product(x, member.base, ctx.pool) for member in group.members)
+        if not pairs:
+            return found
+        ctx.seed = dropout.draw_seed() if group.rate else 0
+        dropped = dropout.apply(rows, group.rate, ctx.seed) if group.rate else rows
+        narrow = torch.mm(dropped, _stacked(pairs[::2], x.dtype).T)
+        for (member, y), b, few in zip(
+            group.adapted(found), pairs[1::2], _ranks(pairs), strict=True
+        ):
+            factor = _scaled(b, member.scale, x.dtype)
+            y.view(len(rows), -1).addmm_(narrow[:, few], factor.T)
         sources: tuple[torch.Tensor, ...] = (x,)
-        if numbers.recipe is not None:
-            ctx.make, sources = numbers.recipe.make, numbers.recipe.tensors
-        ctx.save_for_backward(a, b, narrow, *sources)
-        return y.view(*x.shape[:-1], -1)
+        if remake is not None:
+            ctx.make, sources = remake.make, remake.tensors
+        ctx.save_for_backward(*pairs, narrow, *sources)
+        return found
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        dy = gradients[0].reshape(-1, gradients[0].shape[-1])
-        a, b, narrow, *sources = ctx.saved_tensors
-        needs_x, needs_a, needs_b = ctx.needs_input_grad[:3]
+        group, shape = ctx.group, gradients[0].shape
+        by_outputs = [one.reshape(-1, one.shape[-1]) for one in gradients]
         dx = None
-        if needs_x:
-            weight = weights.dense(ctx.base, dy.dtype)
-            dx = torch.mm(dy, weight, out=buffers.empty((len(dy), weight.shape[1]), dy, ctx.pool))
-        da = db = None
-        if a is not None:
-            back = torch.mm(dy, b.to(dy.dtype)).mul_(ctx.scale)
-            if needs_b:
-                db = torch.mm(dy.T, narrow).to(b.dtype)
-            if needs_a:
-                da = torch.mm(back.T, _input(ctx, sources)).to(a.dtype)
-            if dx is not None and ctx.rate:
-                dx.add_(dropout.apply(torch.mm(back, a.to(dy.dtype)), ctx.rate, ctx.seed))
-            elif dx is not None:
-                dx.addmm_(back, a.to(dy.dtype))
-        dx = None if dx is None else dx.view(*gradients[0].shape[:-1], -1)
-        return dx, da, db, None, None
+        if ctx.needs_input_grad[0]:
+            for member, dy in zip(group.members, by_outputs, strict=True):
+                weight = weights.dense(member.base, dy.dtype)
+                if dx is None:
+                    dx = buffers.empty((len(dy), weight.shape[1]), dy, ctx.pool)
+                    torch.mm(dy, weight, out=dx)
+                else:
+                    dx.addmm_(dy, weight)
+        adapted = group.adapted(by_outputs)
+        by_pairs = _by_pairs(ctx, adapted, dx) if adapted else ()
+        dx = None if dx is None else dx.view(*shape[:-1], -1)
+        return dx, None, None, *by_pairs
+
+
+def _product(x: torch.Tensor, base: Any, pool: buffers.Pool | None) -> torch.Tensor:
+    """x Wᵀ + bias [..., out]."""
+    weight = weights.dense(base, x.dtype).T
+    y = buffers.empty((*x.shape[:-1], weight.shape[1]), x, pool)
+    rows, flat = x.reshape(-1, x.shape[-1]), y.view(-1, weight.shape[1])
+    if base.bias is None:
+        torch.mm(rows, weight, out=flat)
+    else:
+        torch.addmm(base.bias, rows, weight, out=flat)
+    return y
+
+
+def _by_pairs(
+    ctx: Any, adapted: Sequence[tuple[Member, torch.Tensor]], dx: torch.Tensor | None
+) -> list[torch.Tensor | None]:
+    """The gradients by each A and B; what reaches x through the adapters is added to dx. `adapted`:
+    members and the gradients [n, out] by their outputs.
+    """
+    needed = ctx.needs_input_grad[3:]
+    saved, count = ctx.saved_tensors, len(needed)
+    pairs, narrow, sources = saved[:count], saved[count], saved[count + 1 :]
+    ranks = _ranks(pairs)
+    found: list[torch.Tensor | None] = [None] * count
+    back = torch.empty_like(narrow)
+    for place, (member, dy) in enumerate(adapted):
+        b, few = pairs[2 * place + 1], ranks[place]
+        back[:, few] = torch.mm(dy, _scaled(b, member.scale, dy.dtype))
+        if needed[2 * place + 1]:
+            found[2 * place + 1] = torch.mm(dy.T, narrow[:, few]).to(b.dtype).mul_(member.scale)
+    if any(needed[::2]):
+        by_a = torch.mm(back.T, _input(ctx, sources))
+        for place, few in enumerate(ranks):
+            found[2 * place] = by_a[few].to(pairs[2 * place].dtype)
+    if dx is not None and ctx.group.rate:
+        spread = torch.mm(back, _stacked(pairs[::2], back.dtype))
+        dx.add_(dropout.apply(spread, ctx.group.rate, ctx.seed))
+    elif dx is not None:
+        dx.addmm_(back, _stacked(pairs[::2], back.dtype))
+    return found
 
 
 def _input(ctx: Any, sources: Sequence[torch.Tensor]) -> torch.Tensor:
     """What A was multiplied with: kept, or made again from what was kept; then dropped again."""
     x = sources[0] if ctx.make is None else ctx.make(*sources)
     rows = x.reshape(-1, x.shape[-1])
-    return dropout.apply(rows, ctx.rate, ctx.seed) if ctx.rate else rows
+    return dropout.apply(rows, ctx.group.rate, ctx.seed) if ctx.group.rate else rows
+
+
+def _ranks(pairs: Sequence[torch.Tensor]) -> list[slice]:
+    """Where each adapter's narrow product stands."""
+    stops = list(accumulate(len(a) for a in pairs[::2]))
+    return [slice(start, stop) for start, stop in pairwise([0, *stops])]
+
+
+def _stacked(factors: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """All A, one below the other [Σ r, in]."""
+    return torch.cat([a.to(dtype) for a in factors]) if len(factors) > 1 else factors[0].to(dtype)
+
+
+def _scaled(b: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
+    return (b * scale).to(dtype)

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from halfbyte.model.fast import alloc, attention, flex, fused, linear, narrow, weights
+from halfbyte.model.fast import alloc, attention, flex, fused, linear, narrow, selfattn, weights
 
 __all__ = ["Part", "Route", "causal_model", "install", "packing_fault", "route_of", "status"]
 
@@ -46,6 +46,7 @@ def install(model: nn.Module) -> Route:
     if route in ("segments", "flex"):
         attention.register()
         causal.set_attn_implementation(attention.NAME)
+        selfattn.replace(causal)
     elif route == "mask" and getattr(_config(causal), "attn_logit_softcapping", None):
         causal.set_attn_implementation("eager")  # the others would leave the cap out
     return route

@@ -39,18 +39,35 @@ def dense(layer: Any, dtype: torch.dtype) -> torch.Tensor:
         if getattr(state, "packing_format_for_cpu", False):
             _unpack(layer)
             state = weight.quant_state
-        return bnb.functional.dequantize_4bit(weight.data, state).to(dtype)
+        return _four_bit(weight.data, state).to(dtype)
     if isinstance(weight, bnb.nn.Int8Params):
         scale = weight.SCB if weight.SCB is not None else layer.state.SCB
         return bnb.functional.int8_vectorwise_dequant(weight.data, scale).to(dtype)
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
+def _four_bit(packed: torch.Tensor, state: Any) -> torch.Tensor:
+    """What bitsandbytes.functional.dequantize_4bit does, by its two operators alone: its checks
+    and wrappers take as long as the work for weights of a small model.
+    """
+    operators, absmax = torch.ops.bitsandbytes, state.absmax
+    if state.nested:
+        outer = state.state2
+        absmax = operators.dequantize_blockwise(
+            absmax, outer.absmax, outer.code, outer.blocksize, outer.dtype
+        )
+        absmax += state.offset
+    args = (absmax, state.blocksize, state.quant_type, state.shape, state.dtype)
+    dense: torch.Tensor = operators.dequantize_4bit(packed, *args)
+    return dense
+
+
 def keep_as_quantized(model: nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit weights when it computes without gradients.
 
     On CPUs with AVX512-BF16 its eval forward rewrites the layer in place, with constants rounded
-    to bf16: after one evaluation the base would no longer be the one that was trained on.
+    to bf16: after one evaluation the base would no longer be the one that was trained on. It also
+    fails where a layer's inputs are no multiple of 64.
     """
     for layer in model.modules():
         if isinstance(layer, bnb.nn.Linear4bit):

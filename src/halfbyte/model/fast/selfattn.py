@@ -1,0 +1,138 @@
+"""Self-attention of Llama-shaped models from one product for q, k and v to the output projection.
+
+transformers' modules stay what they are, as instances of a class of their own that differs in one
+case: called with a layout of blocks, q, k and v are computed together, turned in place by their
+rotary embedding and attended to block by block, in one function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from halfbyte.model.fast import buffers
+from halfbyte.model.fast.attention import Layout, Three, add_gradients, attended
+from halfbyte.model.fast.layout import Bundle
+from halfbyte.model.fast.linear import together
+
+__all__ = ["JointAttention", "replace", "rotary_attention"]
+
+# Exactly these forward passes were read: projections without norms, the rotary embedding over the
+# whole head, `scaling`, and no dropout or cap where a layout is given (parts.route_of).
+_KNOWN = frozenset(
+    f"{name}Attention" for name in ("Llama", "Mistral", "Mixtral", "Qwen2", "Gemma", "Granite")
+)
+
+
+def replace(model: nn.Module) -> int:
+    """Make the attention modules known here instances of `JointAttention`; how many there are."""
+    count = 0
+    for module in model.modules():
+        kind: Any = type(module)
+        known = kind.__name__ in _KNOWN and kind.__module__.startswith("transformers.models.")
+        if known:
+            module.__class__ = _joint(kind)
+        count += known or isinstance(module, JointAttention)
+    return count
+
+
+@cache
+def _joint(kind: Any) -> Any:
+    return type(f"Joint{kind.__name__}", (JointAttention, kind), {})
+
+
+class JointAttention:
+    """Mixed into transformers' attention classes (`replace`)."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        *args: Any,
+        layout: Layout | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[R, T, width] to the same; whatever else than blocks is asked for is transformers'."""
+        module: Any = self
+        if layout is None or layout.mask is not None:
+            kwargs |= {} if layout is None else {"layout": layout}
+            result: tuple[torch.Tensor, torch.Tensor | None]
+            result = super().forward(hidden_states, position_embeddings, *args, **kwargs)  # type: ignore[misc]  # transformers'
+            return result
+        layout.layers += 1
+        layers = (module.q_proj, module.k_proj, module.v_proj)
+        three = together(hidden_states, layers)
+        output = rotary_attention(three, position_embeddings, layout.bundles, module.scaling)
+        return module.o_proj(output.flatten(2)), None
+
+
+def rotary_attention(
+    qkv: Sequence[torch.Tensor],
+    turns: tuple[torch.Tensor, torch.Tensor],
+    pieces: list[Bundle],
+    scale: float,
+) -> torch.Tensor:
+    """Attention [R, T, H, D] of q [R, T, H D] and k, v [R, T, G D].
+
+    q and k are turned in place, behind autograd's back (it refuses where they are views): they
+    must come from linear layers, which do not keep what they give, and go nowhere else.
+    `turns`: cosines and sines [R, T, D], as transformers' rotary embeddings give them.
+    """
+    output: torch.Tensor = _RotaryAttention.apply((pieces, scale), *turns, *qkv)
+    return output
+
+
+class _RotaryAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        how: tuple[list[Bundle], float],
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        *qkv: torch.Tensor,
+    ) -> torch.Tensor:
+        (ctx.pieces, ctx.scale), ctx.pool = how, buffers.current()
+        three = _heads(qkv, cos)
+        # the turn scales the queries too
+        _turn(three[0], cos * ctx.scale, sin * ctx.scale)
+        _turn(three[1], cos, sin)
+        ctx.save_for_backward(*qkv, cos, sin)
+        return attended(_first(three), ctx.pieces, ctx.pool)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        *qkv, cos, sin = ctx.saved_tensors
+        found = [buffers.empty(tuple(one.shape), one, ctx.pool).zero_() for one in qkv]
+        three, d_output = _heads(found, cos), gradients[0].transpose(1, 2)
+        add_gradients(_first(three), _first(_heads(qkv, cos)), d_output, ctx.pieces)
+        _turn(three[0], cos * ctx.scale, sin * ctx.scale, back=True)
+        _turn(three[1], cos, sin, back=True)
+        return None, None, None, *found
+
+
+def _heads(qkv: Sequence[torch.Tensor], cos: torch.Tensor) -> Three:
+    """[R, T, heads D] as [R, T, heads, D]."""
+    return tuple(one.unflatten(-1, (-1, cos.shape[-1])) for one in qkv)
+
+
+def _first(qkv: Three) -> Three:
+    """Heads before places, as the products want them."""
+    return tuple(one.transpose(1, 2) for one in qkv)
+
+
+def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, back: bool = False) -> None:
+    """In place: x [R, T, heads, D] turned by its angles (arXiv:2104.09864), the halves of D being
+    the two coordinates; `back`: by the transposed turn, which is what gradients need.
+    """
+    half = x.shape[-1] // 2
+    before, sin = x.clone(), sin.unsqueeze(2)
+    x.mul_(cos.unsqueeze(2))
+    first, second = (1.0, -1.0) if back else (-1.0, 1.0)
+    of_first, of_second = (half, 0) if back else (0, half)
+    x[..., :half].addcmul_(before[..., half:], sin[..., of_first : of_first + half], value=first)
+    x[..., half:].addcmul_(before[..., :half], sin[..., of_second : of_second + half], value=second)
