@@ -22,6 +22,7 @@ from halfbyte.model.adapters import attach, save
 from halfbyte.run import Receipt, RunFolder
 from halfbyte.serve import Limits, ServeSettings
 from halfbyte.serve.guard import Guard
+from halfbyte.serve.listening import listening
 from halfbyte.serve.server import Server, make_server
 from halfbyte.serve.service import Service, open_service
 from tests.tiny import tiny_base, tiny_model
@@ -153,24 +154,25 @@ class Running:
 def running(settings: ServeSettings) -> Iterator[Running]:
     """Serve these settings while the block runs."""
     service = open_service(settings)
-    listening = threading.Event()
+    begun = threading.Event()
     said: list[str] = []
 
     def ready(address: str) -> None:
         said.append(address)
-        listening.set()
+        begun.set()
 
     server, guard = make_server(service, settings, ready)
     loop = asyncio.new_event_loop()
 
     def serve() -> None:
         asyncio.set_event_loop(loop)
-        loop.run_until_complete(server.serve())
+        with listening(settings.host, settings.port) as sockets:
+            loop.run_until_complete(server.serve(sockets))
         loop.close()
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    assert listening.wait(30)
+    assert begun.wait(30)
     port = int(said[0].rpartition(":")[2])
     try:
         yield Running(said[0], port, service, guard, server, loop)

@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from halfbyte.cli import cli
 from halfbyte.errors import InputError, MissingError
 from halfbyte.serve import Keys
+from halfbyte.serve.listening import listening
 from halfbyte.serve.server import exit_code
 from halfbyte.serve.vllm import command
 from tests.serving import QUESTION, World, make_run, make_world, running
@@ -155,6 +156,53 @@ def test_beyond_loopback_it_does_not_start_without_a_key(
     line = run_cli(*where, "--host", "0.0.0.0", "--engine", "vllm", "--print-command")
     assert line.exception is None
     assert "long-enough" not in line.output
+
+
+def test_where_it_cannot_listen_nothing_is_loaded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A port in use, or an address that is not this machine's: exit code 2, what and where, and
+    what to do; the model is not opened."""
+    monkeypatch.setattr(
+        "halfbyte.serve.service.open_service", lambda settings: pytest.fail("opened")
+    )
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        error = run_cli(str(world.base), "--port", str(port)).exception
+    assert isinstance(error, InputError)
+    assert error.exit_code == 2
+    assert error.message == f"--port {port}: another program listens at 127.0.0.1:{port}"
+    assert "--port 0" in error.hint
+    for host in ("192.0.2.1", "no-such-host.invalid", "a..b"):
+        error = run_cli(str(world.base), "--host", host, "--api-key", "long-enough").exception
+        assert isinstance(error, InputError)
+        assert error.message.startswith(f"--host {host}: cannot listen there: ")
+
+
+def test_the_address_is_held_while_the_model_loads() -> None:
+    """From the first moment a second server is refused, and a client waits instead of being sent
+    away; when loading fails the address is free again."""
+    port = free_port()
+    with pytest.raises(RuntimeError), listening("localhost", port):  # noqa: PT012  the block is what is tested
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        with pytest.raises(InputError, match="another program"), listening("127.0.0.1", port):
+            pass
+        raise RuntimeError("loading fails")
+    with listening("localhost", port):
+        pass
+
+
+def test_all_addresses_of_a_name_have_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Port 0 on a name with several addresses is the same free port on each; an address that is
+    not here is passed over."""
+    places = [("127.0.0.1", 0), ("192.0.2.1", 0), ("127.0.0.2", 0)]
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place) for place in places]
+    with monkeypatch.context() as patched:
+        patched.setattr("socket.getaddrinfo", lambda *_, **__: found)
+        with listening("many", 0) as sockets:
+            names = [one.getsockname() for one in sockets]
+    assert [name[0] for name in names] == ["127.0.0.1", "127.0.0.2"]
+    assert names[0][1] == names[1][1] != 0
 
 
 def test_the_line_for_vllm(world: World) -> None:

@@ -12,6 +12,7 @@ import click
 from halfbyte.errors import MissingError
 from halfbyte.model.fast import alloc
 from halfbyte.serve import Keys, Limits, ServeSettings
+from halfbyte.serve.listening import listening
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
 _DEFAULT = Limits()
@@ -92,7 +93,7 @@ def serve(model: str, runs: str, engine: str, print_command: bool, **given: Any)
     """Serve MODEL, a base or a run whose base it is, with every adapter trained on it.
 
     Exits with 0 when all running answers were finished after SIGINT or SIGTERM, with 130 or 143
-    when some had to be cut off.
+    when some had to be cut off; with 2, before anything is loaded, when it cannot listen.
     """
     settings = ServeSettings(
         model=model,
@@ -127,17 +128,18 @@ def _serve(settings: ServeSettings) -> None:
             "The server extra is missing: pip install 'halfbyte[serve]'",
             "Or serve by other means: halfbyte export RUN --to vllm",
         )
-    alloc.set_up()
-    from halfbyte.serve.server import run
-    from halfbyte.serve.service import open_service
+    with listening(settings.host, settings.port) as sockets:
+        alloc.set_up()
+        from halfbyte.serve.server import run
+        from halfbyte.serve.service import open_service
 
-    service = open_service(settings)
-    name = service.roster.base.name
+        service = open_service(settings)
+        name = service.roster.base.name
 
-    def ready(address: str) -> None:
-        click.echo(f"{name} and the adapters of {settings.runs}/ at {address}/v1")
+        def ready(address: str) -> None:
+            click.echo(f"{name} and the adapters of {settings.runs}/ at {address}/v1")
 
-    sys.exit(run(service, settings, ready))
+        sys.exit(run(service, settings, sockets, ready))
 
 
 def _vllm(settings: ServeSettings, extra: tuple[str, ...], only_print: bool) -> None:

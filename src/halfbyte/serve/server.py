@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -74,8 +75,6 @@ def make_server(
     _, guard = create_app(service)
     config = uvicorn.Config(
         guard,
-        host=settings.host,
-        port=settings.port,
         loop="asyncio",
         http=guarded(limits),
         ws="none",
@@ -91,15 +90,17 @@ def make_server(
     return Server(config, ready), guard
 
 
-def run(service: Service, settings: ServeSettings, ready: Ready) -> int:
-    """Serve until a signal comes.
+def run(
+    service: Service, settings: ServeSettings, sockets: list[socket.socket], ready: Ready
+) -> int:
+    """Serve on sockets that listen already, until a signal comes.
 
     Returns:
         0 when every running answer was finished; else 128 plus the signal's number, 130 or 143.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     server, guard = make_server(service, settings, ready)
-    asyncio.run(server.serve())
+    asyncio.run(server.serve(sockets))
     return exit_code(server, guard)
 
 
