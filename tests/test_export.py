@@ -113,6 +113,20 @@ def test_gguf_of_every_shape(base: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(again(ids).logits, wanted(ids).logits, atol=1e-5, rtol=1e-5)
 
 
+def test_no_bars_while_it_is_opened_again(
+    llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Opening a folder or a GGUF file to check it prints nothing: our report says what happened."""
+    shipment, _ = shipped(llama)
+    whole = ship.export_safetensors(llama, tmp_path / "whole", shipment)
+    packed = ship.export_gguf(ship.stored(llama), tmp_path / "packed", shipment)
+    capfd.readouterr()
+    for exported in (whole, packed):
+        assert exported.open_model is not None
+        exported.open_model()
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("kind", TYPES)
 def test_gguf_types(llama: Path, tmp_path: Path, kind: str) -> None:
     """Every type is written and read; its weights differ by what its bits allow."""

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from halfbyte.api.opening import Opened, find_run, open_run, run_config
 from halfbyte.data import Encoded, load_example
@@ -34,12 +34,13 @@ from halfbyte.ship.export import (
     export_vllm,
     stored,
 )
-from halfbyte.ship.fidelity import Ids, Scored, score
+from halfbyte.ship.fidelity import Ids, score
 from halfbyte.ship.gguf_write import Label
 from halfbyte.ship.merge import FORMS, MergedWeights, MergePlan, Proof, merged_from
 from halfbyte.ship.merge import Form as MergeForm
 from halfbyte.ship.merge import merge as merge_adapters
 from halfbyte.ship.quantize import Quantized
+from halfbyte.ship.reopen import reopen
 from halfbyte.ship.report import MergeReport
 from halfbyte.ship.weights import Weights
 
@@ -107,7 +108,7 @@ def merge(run: str | Path, how: Merging | None = None, runs: str | Path = "runs"
     summed = _summed(opened, parts)
     proof = Proof(
         lambda: score(summed, held_out, reply),
-        lambda merged: _score_folder(merged, held_out, reply),
+        lambda merged: score(reopen(merged), held_out, reply),
         force=how.force,
     )
     return merge_adapters(plan, how.out or folder.merged, _companions(opened), proof)
@@ -242,13 +243,6 @@ def _summed(opened: Opened, parts: Mapping[Path, float]) -> PreTrainedModel:
         model.set_adapter("sum")
         model.eval()
     return cast("PreTrainedModel", model)  # PEFT's wrap answers like one
-
-
-def _score_folder(folder: Path, rows: Sequence[Encoded], reply: Any) -> Scored:
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-    )
-    return score(model.eval(), rows, reply)
 
 
 def _bare(opened: Opened) -> PreTrainedModel:

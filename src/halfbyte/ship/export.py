@@ -9,15 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-import torch
 from jinja2.exceptions import TemplateError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from halfbyte.data.records import Message
@@ -32,6 +25,7 @@ from halfbyte.ship.gguf_read import GgufTokenizer, load_model, open_gguf
 from halfbyte.ship.gguf_vocab import vocabulary
 from halfbyte.ship.gguf_write import Label, write_adapter, write_model
 from halfbyte.ship.gotemplate import Frame
+from halfbyte.ship.reopen import reopen
 from halfbyte.ship.weights import StoredWeights, Weights
 
 MODEL_GGUF: Final = "model.gguf"
@@ -80,13 +74,13 @@ def export_peft(
             shutil.copyfile(adapter / name, temp / name)
         shipment.companions.write_tokenizer(temp)
 
-    def reopen() -> PreTrainedModel:
+    def open_model() -> PreTrainedModel:
         from peft import PeftModel
 
         model: Any = PeftModel.from_pretrained(open_base(), str(out))
         return cast("PreTrainedModel", model.eval())  # it answers like one
 
-    return Exported("peft", out, _names(out), _transformers_encoder(out), reopen)
+    return Exported("peft", out, _names(out), _transformers_encoder(out), open_model)
 
 
 def export_safetensors(merged: Path, out: Path, shipment: Shipment) -> Exported:
@@ -101,14 +95,9 @@ def export_safetensors(merged: Path, out: Path, shipment: Shipment) -> Exported:
             shutil.copyfile(merged / "config.json", temp / "config.json")
             shipment.companions.write_tokenizer(temp)
 
-    def reopen() -> PreTrainedModel:
-        model = AutoModelForCausalLM.from_pretrained(
-            out, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-        )
-        assert isinstance(model, PreTrainedModel)
-        return model.eval()
-
-    return Exported("safetensors", out, _names(out), _transformers_encoder(out), reopen)
+    return Exported(
+        "safetensors", out, _names(out), _transformers_encoder(out), lambda: reopen(out)
+    )
 
 
 def export_gguf(weights: Weights, out: Path, shipment: Shipment, kind: str = "q8_0") -> Exported:

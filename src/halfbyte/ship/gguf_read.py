@@ -22,6 +22,7 @@ from halfbyte.errors import IntegrityError
 from halfbyte.model.pretokenizers import PRETOKENIZERS
 from halfbyte.ship.gguf_shapes import deinterleave, gguf_name, heads_of, out_of_gguf, shape_of
 from halfbyte.ship.gguf_vocab import SPACE
+from halfbyte.ship.reopen import reopen
 
 # Those whose GGUF files transformers reads rightly by code of its own; the others go through ours
 # (it has no Gemma, takes Qwen3's heads for 128 wide, and drops rotary scaling).
@@ -192,16 +193,7 @@ def load_model(path: Path, config: PretrainedConfig) -> PreTrainedModel:
     scaled = (config.rope_parameters or {}).get("rope_type", "default") != "default"
     if scaled or config.model_type not in _READ_BY_TRANSFORMERS:
         return _load_ourselves(path, config)
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent,
-        gguf_file=path.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-    )
-    assert isinstance(model, PreTrainedModel)
-    return model.eval()
+    return reopen(path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True))
 
 
 def _load_ourselves(path: Path, config: PretrainedConfig) -> PreTrainedModel:
