@@ -16,7 +16,8 @@ from tokenizers import (
     trainers,
 )
 
-from halfbyte.data.wordcache import word_ids
+from halfbyte.data import wordcache
+from halfbyte.data.wordcache import pack, word_ids
 
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -53,9 +54,11 @@ def trained(rule: pre_tokenizers.PreTokenizer) -> Tokenizer:
 
 CORES = {name: trained(rule) for name, rule in RULES.items()}
 
+FOUND = {name: word_ids(core, ()) for name, core in CORES.items()}  # remembers what it was asked
+
 texts = st.text(
     alphabet=st.one_of(
-        st.sampled_from("aAsStT1290 \n\r\t'.,#é中½²٣\u00a0\u3000\u0301\x1f\x85ſ’🙂"),
+        st.sampled_from("aAsStT1290    \n\r\t'.,#é中½²٣\u00a0\u3000\u0301\x1f\x85ſ’🙂"),
         st.characters(exclude_categories=("Cs",)),
     ),
     max_size=40,
@@ -66,21 +69,25 @@ texts = st.text(
 @settings(deadline=None, max_examples=150, derandomize=True)
 @given(text=texts)
 def test_ids_are_the_tokenizers_own(name: str, text: str) -> None:
-    """For every rule we know, and any text at all."""
-    core = CORES[name]
-    found = word_ids(core, ())
+    """For every rule we know, and any text at all, whatever was asked before."""
+    core, found = CORES[name], FOUND[name]
     assert found is not None
-    assert found.ids([[text]]) == [core.encode(text, add_special_tokens=False).ids]
+    assert found.packed([[text]]) == [pack(core.encode(text, add_special_tokens=False).ids)]
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_ids_of_words_put_together(name: str) -> None:
-    """Long texts of common parts: contractions, runs of white space, digits, marks."""
-    core = CORES[name]
-    found = word_ids(core, ())
+    """Long texts of common parts: contractions, runs of white space, digits, marks; asked twice,
+    the second time from memory.
+    """
+    core, found = CORES[name], FOUND[name]
     assert found is not None
     rng = random.Random(5)
     parts = [
+        " ",
+        " ",
+        "a\n\nb",
+        " (it",
         "'s",
         "'LL",
         "  ",
@@ -97,8 +104,22 @@ def test_ids_of_words_put_together(name: str) -> None:
         "²",
     ]
     mixed = ["".join(rng.choices(parts, k=30)) for _ in range(300)]
-    expected = [each.ids for each in core.encode_batch(mixed, add_special_tokens=False)]
-    assert found.ids([[text] for text in mixed]) == expected
+    expected = [pack(each.ids) for each in core.encode_batch(mixed, add_special_tokens=False)]
+    for _ in range(2):
+        assert found.packed([[text] for text in mixed]) == expected
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was seen is forgotten when it grows too much, and the ids stay the same."""
+    core = CORES["smollm"]
+    found = word_ids(core, ())
+    assert found is not None
+    for name in ("_MOST", "_MOST_PARTS"):
+        monkeypatch.setattr(wordcache, name, 20)
+    for number in range(100):
+        text = f"{number} rows  of {number * 7} tokens\n and {'long ' * number}"
+        assert found.packed([[text]]) == [pack(core.encode(text).ids)]
+        assert all(len(known) <= 20 for known in (found._words, found._pieces, found._parts))
 
 
 def test_marks_come_as_ids() -> None:
@@ -107,7 +128,7 @@ def test_marks_come_as_ids() -> None:
     found = word_ids(core, ())
     assert found is not None
     a, b = (core.encode(text).ids for text in ("one ", " two"))
-    assert found.ids([["one ", 7, " two"], []]) == [[*a, 7, *b], []]
+    assert found.packed([["one ", 7, " two"], []]) == [pack([*a, 7, *b]), b""]
 
 
 def odd_tokenizers() -> dict[str, Tokenizer]:
@@ -134,4 +155,4 @@ def test_composing_normalizer_is_left_to_the_tokenizer_beyond_ascii() -> None:
     found = word_ids(core, ())
     assert found is not None
     for text in ("plain, it's", "e\u0301 decomposed 12", "é"):
-        assert found.ids([[text]]) == [core.encode(text).ids]
+        assert found.packed([[text]]) == [pack(core.encode(text).ids)]

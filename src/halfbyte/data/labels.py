@@ -12,6 +12,7 @@ from halfbyte.data.faults import Fault
 from halfbyte.data.jinja_sandbox import Refusal, Rendered
 from halfbyte.data.records import Encoded, Example
 from halfbyte.data.tokens import Tokens, after
+from halfbyte.data.wordcache import WIDTH, pack
 
 TrainOn = Literal["answers", "all"]
 
@@ -42,7 +43,7 @@ class Plan:
         return cls(
             tuple(i for i, _ in answers),
             tuple(turn.weight for _, turn in answers),
-            tuple((turn.content.split() or [""])[-1][-32:] for _, turn in answers),
+            tuple((turn.content.rsplit(None, 1) or [""])[-1][-32:] for _, turn in answers),
             everything,
         )
 
@@ -64,13 +65,13 @@ def label_rows(
         i: row for i, (_, row) in enumerate(rows) if isinstance(row, Rendered) and i not in faults
     }
     common = {i: row for i, row in fine.items() if not Tokens.is_guarded(row.text)}
-    found = tokens.ids([row.text for row in common.values()])
+    found = tokens.packed([row.text for row in common.values()])
     ids = dict(zip(common, found, strict=True))
     starts = _starts(common, ids, tokens)
     for i in fine.keys() - common.keys():
-        ids[i] = tokens.guarded_ids(fine[i].text)
-        prompts = [tokens.guarded_ids(fine[i].text[:cut]) for cut in _cuts(fine[i])]
-        starts[i] = [len(each) if ids[i][: len(each)] == each else -1 for each in prompts]
+        ids[i] = pack(tokens.guarded_ids(fine[i].text))
+        prompts = [pack(tokens.guarded_ids(fine[i].text[:cut])) for cut in _cuts(fine[i])]
+        starts[i] = [len(each) // WIDTH if ids[i].startswith(each) else -1 for each in prompts]
     return [
         faults[i] if i in faults else _labelled(plan, ids[i], starts[i], stop_ids)
         for i, (plan, _) in enumerate(rows)
@@ -78,7 +79,7 @@ def label_rows(
 
 
 def _starts(
-    rows: Mapping[int, Rendered], ids: Mapping[int, list[int]], tokens: Tokens
+    rows: Mapping[int, Rendered], ids: Mapping[int, bytes], tokens: Tokens
 ) -> dict[int, list[int]]:
     """For each row, where its answers begin among its ids; -1 where the ids do not agree."""
     places = [(i, tokens.prompt(row.text[:cut])) for i, row in rows.items() for cut in _cuts(row)]
@@ -89,7 +90,7 @@ def _starts(
 
 
 def _labelled(
-    plan: Plan, ids: list[int], starts: Sequence[int], stop_ids: Sequence[int]
+    plan: Plan, ids: bytes, starts: Sequence[int], stop_ids: Sequence[int]
 ) -> Encoded | Fault:
     if -1 in starts:
         return Fault(
@@ -99,17 +100,16 @@ def _labelled(
     spans = [(start, _end(ids, start, stop_ids)) for start in starts]
     if any(end is None for _, end in spans):
         return Fault("no end mark", "there is no end mark after an answer")
-    if spans:
-        ids = ids[: spans[-1][1]]
-    trained = np.full(len(ids), plan.everything)
+    row = np.frombuffer(ids, "<i4")[: spans[-1][1] if spans else None]
+    trained = np.full(len(row), plan.everything)
     for (start, end), weight in zip(spans, plan.weights, strict=True):
         trained[start:end] = bool(weight)
     trained[:1] = False  # nothing predicts the first
     prompt_length = spans[-1][0] if spans else 0
-    return Encoded(np.array(ids, np.int32), trained, prompt_length)
+    return Encoded(row.astype(np.int32, copy=False), trained, prompt_length)
 
 
-def _end(ids: list[int], start: int, stop_ids: Sequence[int]) -> int | None:
+def _end(ids: bytes, start: int, stop_ids: Sequence[int]) -> int | None:
     """Just after the first end mark from `start` on."""
     places = [after(ids, stop, start) for stop in stop_ids]
     return min((place for place in places if place is not None), default=None)

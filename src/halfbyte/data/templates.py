@@ -129,10 +129,7 @@ class Template:
         Raises:
             DataError: the template refuses the messages.
         """
-        text = self.prompt_text(messages, context)
-        return (
-            self.tokens.guarded_ids(text) if Tokens.is_guarded(text) else self.tokens.ids([text])[0]
-        )
+        return self.tokens.ids(self.prompt_text(messages, context))
 
     def encode(self, example: Example, train_on: TrainOn = "answers") -> Encoded:
         """A row as ids, with the tokens that are trained.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from halfbyte.data.wordcache import word_ids
+from halfbyte.data.wordcache import WIDTH, pack, unpack, word_ids
 from halfbyte.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Tokens:
         self._words = None
         if self._backend is not None and self._cuts:
             self._words = word_ids(self._backend, self._added)
-        self._tails: dict[tuple[str, str], list[int]] = {}
+        self._tails: dict[tuple[str, str], bytes] = {}
         self.eos = tokenizer.eos_token_id
         self.bos = tokenizer.bos_token_id
 
@@ -84,18 +84,24 @@ class Tokens:
         )
         return hashlib.sha256((core + marks).encode()).hexdigest()
 
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of rendered texts; nothing is added to them."""
+    def packed(self, texts: Sequence[str]) -> list[bytes]:
+        """The ids of rendered texts (see `pack`); nothing is added to them."""
         if self._backend is None:
-            return [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+            return [
+                pack(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts
+            ]
         if self._backend.truncation is not None:
             self._backend.no_truncation()
         if self._backend.padding is not None:
             self._backend.no_padding()
         if self._words is not None:
-            return self._words.ids([self._parts(text) for text in texts])
+            return self._words.packed([self._parts(text) for text in texts])
         done = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in done]
+        return [pack(encoding.ids) for encoding in done]
+
+    def ids(self, text: str) -> list[int]:
+        """The ids from which the model goes on after a rendered text, guarded or not."""
+        return self.guarded_ids(text) if Tokens.is_guarded(text) else unpack(self.packed([text])[0])
 
     def _parts(self, text: str) -> list[str | int]:
         parts: list[str | int] = []
@@ -160,32 +166,34 @@ class Tokens:
         return Prompt(skip, lead, text[marks[-1].end() :])
 
     def prompt_lengths(
-        self, rows: Mapping[int, list[int]], prompts: Sequence[tuple[int, Prompt]]
+        self, rows: Mapping[int, bytes], prompts: Sequence[tuple[int, Prompt]]
     ) -> list[int]:
         """For each (row, prompt): how many of the row's ids are the prompt's; -1 if they differ."""
         wanted = {(p.lead, p.tail) for _, p in prompts}
         missing = sorted(wanted - self._tails.keys())
-        fresh = self.ids([lead + tail for lead, tail in missing])
-        tails = {key: ids[1:] if key[0] else ids for key, ids in zip(missing, fresh, strict=True)}
+        fresh = self.packed([lead + tail for lead, tail in missing])
+        tails = {
+            key: ids[WIDTH:] if key[0] else ids for key, ids in zip(missing, fresh, strict=True)
+        }
         if len(self._tails) < _REMEMBERED:
             self._tails |= {key: ids for key, ids in tails.items() if len(key[1]) < _LONGEST_TAIL}
         tails |= {key: self._tails[key] for key in wanted - tails.keys()}
         return [self._length(rows[row], p, tails[p.lead, p.tail]) for row, p in prompts]
 
-    def _length(self, ids: list[int], prompt: Prompt, tail: Sequence[int]) -> int:
+    def _length(self, ids: bytes, prompt: Prompt, tail: bytes) -> int:
         start = 0
         for _ in range(prompt.skip):
-            start = after(ids, self._added[prompt.lead], start) or len(ids)
-        stop = start + len(tail)
-        return stop if ids[start:stop] == tail else -1
+            start = after(ids, self._added[prompt.lead], start) or len(ids) // WIDTH
+        return start + len(tail) // WIDTH if ids.startswith(tail, start * WIDTH) else -1
 
 
-def after(ids: list[int], wanted: int, start: int = 0) -> int | None:
+def after(ids: bytes, wanted: int, start: int = 0) -> int | None:
     """The place after the first `wanted` from `start` on; None if there is none."""
-    try:
-        return ids.index(wanted, start) + 1
-    except ValueError:
-        return None
+    mark = pack([wanted])
+    found = ids.find(mark, start * WIDTH)
+    while found % WIDTH and found >= 0:  # the end of one id and the beginning of the next
+        found = ids.find(mark, found + 1)
+    return None if found < 0 else found // WIDTH + 1
 
 
 def _alternatives(texts: dict[str, int]) -> re.Pattern[str]:
