@@ -49,7 +49,7 @@ class Reply:
     reads: frozenset[str]
 
 
-Row = Mapping[str, Any]  # {"messages", "context", "cuts"}, as in jinja_worker
+Row = Mapping[str, Any]  # {"messages", "context", "cuts"} and perhaps "holes", as in jinja_worker
 
 
 class Sandbox:

@@ -7,10 +7,10 @@ which its parent can kill. This file is also imported for the built-in templates
 such care. It imports nothing of halfbyte: the process starts in a tenth of a second.
 
 Frames are a 4-byte length and JSON. In: {"source", "variables", "seconds", "rows": [row, ...]}; a
-row is {"messages", "context", "cuts"}. Out: {"rows": [[text, [prompt, ...]] or {"refused": why},
-...], "reads": [the variables the template reads]}. For each cut k, `prompt` is the rendering of
-messages[:k] with the generation prompt: its length where `text` begins with it, else the string
-itself.
+row is {"messages", "context", "cuts"}, and "holes": true if its texts are such (see `Hole`). Out:
+{"rows": [[text, [prompt, ...]] or {"refused": why}, ...], "reads": [the variables the template
+reads]}. For each cut k, `prompt` is the rendering of messages[:k] with the generation prompt: its
+length where `text` begins with it, else the string itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import signal
 import struct
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import FrameType
 from typing import Any, BinaryIO, Final, NoReturn
 
@@ -116,31 +116,55 @@ def _today(form: str) -> str:
     return _TODAY.strftime(form)
 
 
-@lru_cache(maxsize=32)
-def compiled(source: str) -> jinja2.Template:
-    """The template, compiled in the environment that transformers gives to chat templates.
-
-    Raises:
-        TemplateSyntaxError: it is not Jinja.
-    """
-    environment = ImmutableSandboxedEnvironment(
+@cache
+def environment() -> jinja2.Environment:
+    """What transformers gives to chat templates."""
+    made = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = _to_json
-    environment.globals = {
-        "range": environment.globals["range"],
+    made.filters["tojson"] = _to_json
+    made.globals = {
+        "range": made.globals["range"],
         "dict": _dict,
         "namespace": _Namespace,
         "raise_exception": _refuse,
         "strftime_now": _today,
     }
-    return environment.from_string(source)
+    return made
+
+
+@lru_cache(maxsize=32)
+def compiled(source: str) -> jinja2.Template:
+    """The template, ready to be rendered.
+
+    Raises:
+        TemplateSyntaxError: it is not Jinja.
+    """
+    return environment().from_string(source)
+
+
+class Hole(str):
+    """Stands for a text; what is done to it is noted before its last character."""
+
+    __slots__ = ()
+
+    def strip(self, _: str | None = None, /) -> Hole:  # noqa: D102 - str's own
+        return self._noted("s")
+
+    def lstrip(self, _: str | None = None, /) -> Hole:  # noqa: D102 - str's own
+        return self._noted("l")
+
+    def rstrip(self, _: str | None = None, /) -> Hole:  # noqa: D102 - str's own
+        return self._noted("r")
+
+    def _noted(self, what: str) -> Hole:
+        return Hole(self[:-1] + what + self[-1])
 
 
 @lru_cache(maxsize=32)
 def reads(source: str) -> list[str]:
     """The variables a template reads from outside."""
-    tree = compiled(source).environment.parse(source)
+    tree = environment().parse(source)
     return sorted(jinja2.meta.find_undeclared_variables(tree))
 
 
@@ -150,8 +174,13 @@ def render(
     """The whole of a row, and for each of its cuts the prompt (see the module's docstring)."""
     template = compiled(source)
     messages: Sequence[Mapping[str, str]] = row["messages"]
-    limit = OUTPUT + OUTPUT_PER_INPUT * sum(len(message["content"]) for message in messages)
-    given = {**variables, "tools": None, "documents": None, "context": row["context"]}
+    context: str | None = row["context"]
+    texts = [message["content"] for message in messages]
+    limit = OUTPUT + OUTPUT_PER_INPUT * sum(map(len, [*texts, context or ""]))
+    if row.get("holes"):
+        messages = [{**message, "content": Hole(message["content"])} for message in messages]
+        context = context and Hole(context)
+    given = {**variables, "tools": None, "documents": None, "context": context}
     text = _bounded(template.generate(given, messages=messages, add_generation_prompt=False), limit)
     prompts: list[int | str] = []
     for cut in row["cuts"]:

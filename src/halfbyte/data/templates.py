@@ -19,6 +19,7 @@ from halfbyte.data.faults import Fault
 from halfbyte.data.jinja_sandbox import SANDBOX, Refusal, Rendered, Reply, Row, render_trusted
 from halfbyte.data.labels import Plan, Planned, TrainOn, label_rows
 from halfbyte.data.records import Encoded, Example, Message
+from halfbyte.data.shapes import Shapes
 from halfbyte.data.template_sources import BUILT_IN, STOP_STRINGS, WITH_BOS, WITH_END
 from halfbyte.data.tokens import Tokens
 from halfbyte.errors import DataError, IntegrityError
@@ -51,6 +52,7 @@ class Template:
     trusted: bool
     variables: Mapping[str, str]
     tokens: Tokens
+    shapes: Shapes
 
     @classmethod
     def load(cls, name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -85,6 +87,7 @@ class Template:
             trusted=name in BUILT_IN,
             variables=variables,
             tokens=tokens,
+            shapes=Shapes(source),
         )
         return draft._probed()
 
@@ -118,7 +121,7 @@ class Template:
         Raises:
             DataError: the template refuses the messages.
         """
-        # the whole is rendered as well and not used: the worker has one kind of request
+        # the whole is rendered as well and not used: there is one kind of request
         rendered = self._render(messages, context, (len(messages),))
         prompt = rendered.prompts[0]
         return rendered.text[:prompt] if isinstance(prompt, int) else prompt
@@ -155,7 +158,7 @@ class Template:
     def render_many(
         self, examples: Sequence[Example], train_on: TrainOn = "answers"
     ) -> list[Planned]:
-        """The first half of `encode_many`: the texts of rows, rendered in another process.
+        """The first half of `encode_many`: the texts of rows.
 
         Raises:
             IntegrityError: the template is hostile.
@@ -166,7 +169,7 @@ class Template:
             for example, plan in zip(examples, plans, strict=True)
             if example.text is None
         ]
-        rendered = iter(self._reply(rows).rows if rows else ())
+        rendered = iter(self.shapes.render(rows, self._reply))
         texts: list[Rendered | Refusal] = [
             next(rendered) if each.text is None else Rendered(self._whole_text(each.text), ())
             for each in examples
@@ -200,6 +203,7 @@ class Template:
             self,
             stop_ids=tuple(dict.fromkeys((end, self.tokens.eos))),
             takes_context="context" in reply.reads,
+            shapes=Shapes(self.source),
             takes_system=isinstance(system, Rendered) and "sprobes" in system.text,
         )
 
@@ -215,7 +219,7 @@ class Template:
     def _render(
         self, messages: Sequence[Message], context: str | None, cuts: Sequence[int]
     ) -> Rendered:
-        (row,) = self._reply([self._row(messages, context, cuts)]).rows
+        (row,) = self.shapes.render([self._row(messages, context, cuts)], self._reply)
         if isinstance(row, Refusal):
             raise DataError(f"the template {self.name} refuses these messages: {row.reason}")
         return row
