@@ -342,14 +342,28 @@ def test_a_limit_reads_only_so_many_rows(tmp_path: Path) -> None:
     assert len(found.train) + len(found.valid) == 10
 
 
+@pytest.mark.parametrize("limit", [3, 5, 600])
+def test_faults_count_up_to_the_limit(tmp_path: Path, limit: int) -> None:
+    """Bad rows between the good ones do not count towards the limit; those after it are not seen,
+    be it in a batch or in the next.
+    """
+    rows = [qa(i) if i % 2 else {"instruction": "?", "response": ""} for i in range(2000)]
+    found = prepared(tmp_path, rows, limit=limit, skip_bad=True)
+    assert max(*found.train.lines, *found.valid.lines) == 2 * limit
+    assert len(found.train) + len(found.valid) == sum(found.report.bad.values()) == limit
+
+
 def test_lines_come_back(tmp_path: Path) -> None:
     """What a LineWriter took, in order and by index; an empty file too."""
     for lines in ([], [b""], [b"one", b"", "zwölf".encode()]):
         path = tmp_path / "lines"
         with LineWriter(path) as writer:
-            for line in lines:
-                writer.append(line)
+            writer.extend(lines[:2])
+            writer.extend(lines[2:])
+            assert len(writer) == len(lines)
         found = Lines(path)
         assert list(found) == lines
+        some = [place for place in (2, 0, 1, 0) if place < len(lines)]
+        assert found.some(np.array(some, np.int64)) == [lines[place] for place in some]
         with pytest.raises(IndexError):
             found[len(lines)]

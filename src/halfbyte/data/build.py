@@ -175,7 +175,7 @@ class Build:
                 kept = indices[done.kept]
                 writer.extend(
                     done.block,
-                    [staged.lines[index] for index in kept.tolist()],
+                    staged.lines.some(kept),
                     staged.places[kept, 1].tolist(),
                     staged.prompt_keys[kept].tolist(),
                 )
@@ -192,8 +192,8 @@ class Build:
 
     def _encoded(self, part: Part, start: int) -> _Done:
         """The batch of rows that begins there; a forked process may do it."""
-        indices = part.rows[start : start + _BATCH].tolist()
-        examples = [load_example(part.staged.lines[index]) for index in indices]
+        lines = part.staged.lines.some(part.rows[start : start + _BATCH])
+        examples = [load_example(line) for line in lines]
         rendered = self.template.render_many(examples, self.settings.train_on)
         kept: dict[int, Encoded] = {}
         faults, losses = [], Losses()
@@ -214,7 +214,7 @@ class Build:
 
     def _fault(self, row: Encoded) -> Fault | None:
         limit = self.settings.max_length
-        if not row.trained.any():
+        if not np.count_nonzero(row.trained):  # five times quicker than any()
             return Fault(_UNTRAINED, "no token of it would be trained")
         if len(row) > limit and self.settings.too_long == "fail":
             return Fault("too long", f"{len(row):,} ids, data.max_length is {limit:,}")

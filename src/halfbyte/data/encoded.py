@@ -47,11 +47,11 @@ class Block:
     def of(cls, rows: Sequence[Encoded]) -> Block:
         """These rows."""
         return cls(
-            ids=b"".join(row.ids.astype("<i4", copy=False).tobytes() for row in rows),
-            trained=b"".join(row.trained.tobytes() for row in rows),
+            ids=b"".join([row.ids.astype("<i4", copy=False).data for row in rows]),
+            trained=b"".join([row.trained.data for row in rows]),
             sizes=tuple(len(row) for row in rows),
             prompts=tuple(row.prompt_length for row in rows),
-            counts=tuple(int(row.trained.sum()) for row in rows),
+            counts=tuple(int(np.count_nonzero(row.trained)) for row in rows),
         )
 
 
@@ -77,8 +77,7 @@ class EncodedWriter:
         """
         self._ids.write(block.ids)
         self._trained.write(block.trained)
-        for example in examples:
-            self._examples.append(example)
+        self._examples.extend(examples)
         ends = [*accumulate(block.sizes, initial=self.tokens)]
         self.tokens = ends[-1]
         columns = (ends[1:], block.prompts, block.counts, lines, keys)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import mmap
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 _OFFSETS: Final = ".offsets.npy"
 
@@ -22,9 +25,11 @@ class LineWriter:
         self._file = path.open("wb")
         self._offsets = array("q", [0])
 
-    def append(self, line: bytes) -> None:
-        """Add a line; it comes without its line break."""
-        self._offsets.append(self._offsets[-1] + self._file.write(line) + self._file.write(b"\n"))
+    def extend(self, lines: Sequence[bytes]) -> None:
+        """Add lines; they come without their line breaks."""
+        self._file.write(b"".join([line + b"\n" for line in lines]))
+        ends = accumulate([len(line) + 1 for line in lines], initial=self._offsets[-1])
+        self._offsets.extend(islice(ends, 1, None))
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -59,7 +64,12 @@ class Lines:
     def __getitem__(self, index: int) -> bytes:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return bytes(self._bytes[self._offsets[index] : self._offsets[index + 1] - 1])
+        return self._bytes[self._offsets[index] : self._offsets[index + 1] - 1]
+
+    def some(self, indices: Rows) -> list[bytes]:
+        """Many lines at once, which is several times quicker."""
+        starts, stops = self._offsets[indices].tolist(), self._offsets[indices + 1].tolist()
+        return [self._bytes[start : stop - 1] for start, stop in zip(starts, stops, strict=True)]
 
     def __iter__(self) -> Iterator[bytes]:
         return (self[index] for index in range(len(self)))

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from halfbyte.data.lines import Rows
 from halfbyte.data.shingles import BANDS, Bands, Boilerplate, bands, jaccard, words_of
+from halfbyte.data.workers import in_order
 
 if TYPE_CHECKING:
     from halfbyte.data.audit import Part
@@ -56,13 +58,17 @@ class _Texts:
         self._shift = len(first.rows)
         self._total = len(first.rows) + len(second.rows)
         step = -(-self._total // _SAMPLE)
-        self._common = Boilerplate([self.words(i) for i in range(0, self._total, step)])
+        self._common = Boilerplate(self._words(np.arange(0, self._total, step)))
         self._remembered = lru_cache(maxsize=4096)(self._whole_and_answer)
 
-    def words(self, index: int) -> bytes:
-        """The words of row `index`, in UTF-8."""
-        part, row = self._place(index)
-        return part.staged.words[row]
+    def _words(self, indices: Rows) -> list[bytes]:
+        """The words of rows, ascending, in UTF-8."""
+        here = [indices[indices < self._shift], indices[indices >= self._shift] - self._shift]
+        return [
+            words
+            for part, rows in zip(self._parts, here, strict=True)
+            for words in part.staged.words.some(part.rows[rows])
+        ]
 
     def _place(self, index: int) -> tuple[Part, int]:
         inside = index >= self._shift
@@ -76,11 +82,13 @@ class _Texts:
 
     def bands(self) -> Bands:
         """The bands of all rows: uint32 [n, 12]."""
-        found = []
-        for start in range(0, self._total, _BATCH):
-            batch = range(start, min(start + _BATCH, self._total))
-            found.append(bands([self.words(i) for i in batch], self._common))
+        found = [*in_order(self._bands, range(0, self._total, _BATCH))]
         return np.concatenate(found) if found else np.zeros((0, BANDS), np.uint32)
+
+    def _bands(self, start: int) -> Bands:
+        """Those of the batch of rows that begins there; a forked process may do it."""
+        batch = np.arange(start, min(start + _BATCH, self._total))
+        return bands(self._words(batch), self._common)
 
     def confirmed(self, pairs: Pairs) -> list[tuple[int, int, float]]:
         """Of candidates (row, other), sorted by row, the first of each row that is nearly it."""

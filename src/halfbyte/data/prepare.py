@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -136,7 +138,7 @@ def _cached(folder: Path, fill: Callable[[Path, Path], None], opened: Callable[[
                     return opened(folder)
                 except (OSError, ValueError, EOFError):
                     remove_folder(folder)
-            with atomic_folder(folder) as temp:
+            with atomic_folder(folder) as temp, _few_collections():
                 fill(temp, folder)
             return opened(folder)
     except PermissionError as error:
@@ -144,6 +146,18 @@ def _cached(folder: Path, fill: Callable[[Path, Path], None], opened: Callable[[
             f"{error.filename}: the cache cannot be written: {error.strerror}",
             "Set HALFBYTE_CACHE to a folder that can be.",
         ) from None
+
+
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """What there is now is not searched for garbage: with torch loaded that takes 0.1 s a time,
+    and in a forked process it copies all of its memory.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _key(settings: DataSettings, hashes: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -71,16 +71,40 @@ class Staged:
         return f"{self.files[file]}:{line}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Good:
-    """A row that fits: its line of JSON, what is said in it, its keys; `trailing`: conversations
-    that go on after their last answer."""
+@dataclass(slots=True)
+class _Checked:
+    """A batch of rows: the bad, and of the good their lines of JSON, what is said in them, their
+    keys and whether they go on after their last answer. `places`: where they are in the batch.
+    """
 
-    line: bytes
-    words: bytes
-    prompt_key: int
-    row_key: int
-    trailing: bool
+    places: list[int] = field(default_factory=list)
+    lines: list[bytes] = field(default_factory=list)
+    words: list[bytes] = field(default_factory=list)
+    prompt_keys: list[int] = field(default_factory=list)
+    row_keys: list[int] = field(default_factory=list)
+    trailing: list[bool] = field(default_factory=list)
+    faults: list[tuple[int, Fault]] = field(default_factory=list)
+
+    def add(self, place: int, row: Example, trailing: bool) -> None:
+        """A good row."""
+        key = prompt_key(row)
+        self.places.append(place)
+        self.lines.append(dump_example(row))
+        self.words.append(words_of(_said(row)).encode())
+        self.prompt_keys.append(key)
+        self.row_keys.append(row_key(row, key))
+        self.trailing.append(trailing)
+
+    def cut(self, count: int) -> None:
+        """Leave out what follows the first `count` good rows."""
+        if count > len(self.places):
+            return
+        end = self.places[count - 1] if count else -1
+        self.faults = [each for each in self.faults if each[0] < end]
+        for column in (
+            self.places, self.lines, self.words, self.prompt_keys, self.row_keys, self.trailing,
+        ):  # fmt: skip
+            del column[count:]
 
 
 def _recognised(source: Source, reading: Reading, faults: FaultLog) -> tuple[Format, Iterator[Raw]]:
@@ -110,27 +134,21 @@ def _said(example: Example) -> str:
 
 def _checked(
     form: Format, system: str | None, values: Sequence[Mapping[str, Any] | Fault]
-) -> list[_Good | Fault]:
-    found: list[_Good | Fault] = []
-    for value in values:
-        if isinstance(value, Fault):
-            found.append(value)
-            continue
-        row = to_example(value, form, system)
+) -> _Checked:
+    found = _Checked()
+    for place, value in enumerate(values):
+        row = value if isinstance(value, Fault) else to_example(value, form, system)
         if isinstance(row, Fault):
-            found.append(row)
-            continue
-        key = prompt_key(row)
-        words = words_of(_said(row)).encode()
-        trailing = has_trailing_turns(value, form, row)
-        found.append(_Good(dump_example(row), words, key, row_key(row, key), trailing))
+            found.faults.append((place, row))
+        elif not isinstance(value, Fault):
+            found.add(place, row, has_trailing_turns(value, form, row))
     return found
 
 
-def _rows(
-    rows: Iterator[Raw], form: Format, reading: Reading, faults: FaultLog
-) -> Iterator[tuple[Raw, _Good]]:
-    """The good rows up to the limit, checked batch by batch."""
+def _batches(
+    rows: Iterator[Raw], form: Format, reading: Reading
+) -> Iterator[tuple[list[Raw], _Checked]]:
+    """Rows in batches, checked, until there are as many good ones as the limit says."""
     batches: deque[list[Raw]] = deque()  # of which the results are not there yet
 
     def values() -> Iterator[list[Mapping[str, Any] | Fault]]:
@@ -138,17 +156,14 @@ def _rows(
             batches.append(batch)
             yield [raw.value for raw in batch]
 
-    found = 0
-    for results in in_order(partial(_checked, form, reading.system), values()):
-        for raw, row in zip(batches.popleft(), results, strict=True):
-            if found == reading.limit:
-                return
-            if isinstance(row, Fault):
-                faults.add(row.at(raw.where), raw.source or raw.value)
-                continue
-            found += 1
-            faults.note(_TRAILING, row.trailing)
-            yield raw, row
+    left = reading.limit
+    for found in in_order(partial(_checked, form, reading.system), values()):
+        if left is not None:
+            found.cut(left)
+            left -= len(found.places)
+        yield batches.popleft(), found
+        if left == 0:
+            return
 
 
 def stage(source: Source, reading: Reading, path: Path, faults: FaultLog) -> Staged:
@@ -163,12 +178,17 @@ def stage(source: Source, reading: Reading, path: Path, faults: FaultLog) -> Sta
     files: dict[str, int] = {}
     beside = path.with_name(f"{path.name}-words")
     with LineWriter(path) as lines, LineWriter(beside) as words:
-        for raw, row in _rows(rows, form, reading, faults):
-            lines.append(row.line)
-            words.append(row.words)
-            prompts.append(row.prompt_key)
-            whole.append(row.row_key)
-            places.extend((files.setdefault(raw.file, len(files)), raw.line))
+        for batch, found in _batches(rows, form, reading):
+            for place, fault in found.faults:
+                raw = batch[place]
+                faults.add(fault.at(raw.where), raw.source or raw.value)
+            faults.note(_TRAILING, sum(found.trailing))
+            lines.extend(found.lines)
+            words.extend(found.words)
+            prompts.extend(found.prompt_keys)
+            whole.extend(found.row_keys)
+            for raw in map(batch.__getitem__, found.places):
+                places.extend((files.setdefault(raw.file, len(files)), raw.line))
     return Staged(
         name=source.name,
         format=form,

@@ -189,7 +189,7 @@ class Tokens:
 
 def after(ids: bytes, wanted: int, start: int = 0) -> int | None:
     """The place after the first `wanted` from `start` on; None if there is none."""
-    mark = pack([wanted])
+    mark = wanted.to_bytes(WIDTH, "little")
     found = ids.find(mark, start * WIDTH)
     while found % WIDTH and found >= 0:  # the end of one id and the beginning of the next
         found = ids.find(mark, found + 1)

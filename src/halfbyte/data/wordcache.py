@@ -114,56 +114,77 @@ class WordIds:
         self._rule = rule
         self._ascii_only = ascii_only
         self._words: dict[str, bytes] = {}
-        self._pieces: dict[str, bytes] = {}
-        self._parts: dict[str, bytes] = {}  # parts of texts that cannot be split at spaces
-        self._marks = _Marks()
+        self._pieces = _Pieces()
+        # parts of texts that cannot be split at spaces, and what stands for each among the pieces
+        self._parts: dict[str, str] = {}
         self._classes = _Classes(backend)
 
     def packed(self, texts: Sequence[Sequence[str | int]]) -> list[bytes]:
         """The ids of texts (see `pack`); each is given in parts, added tokens as their ids."""
-        found = [self._joined(text) for text in texts]
-        fresh = [place for place, ids in enumerate(found) if ids is None]
-        new = {part for place in fresh for part in texts[place] if isinstance(part, str)}
-        if new:
-            self._learn(new)
-        for place in fresh:
-            found[place] = self._joined(texts[place])
-        self._forget(new)
-        return [ids for ids in found if ids is not None]
-
-    def _joined(self, text: Sequence[str | int]) -> bytes | None:
-        """The ids of a text; None if something in it was never seen."""
-        try:
-            return b"".join([self._part(part) for part in text])
-        except KeyError:
-            return None
-
-    def _part(self, part: str | int) -> bytes:
-        if isinstance(part, int):
-            return self._marks[part]
-        known = self._parts.get(part)
-        return b"".join(map(self._pieces.__getitem__, _split(part))) if known is None else known
-
-    def _learn(self, parts: Iterable[str]) -> None:
-        """Make sure that all of these parts can be looked up."""
-        pieces: dict[str, list[str]] = {}
-        whole: dict[str, list[str]] = {}
-        for part in parts:
-            cut = {piece: self._cut_piece(piece) for piece in _split(part)}
-            if all(words is not None for words in cut.values()):
-                pieces |= {piece: words for piece, words in cut.items() if words is not None}
-            elif self._left_alone(part):
-                ids = self._backend.encode(part, add_special_tokens=False).ids
-                self._parts[part] = pack(ids)
+        pieces = self._pieces
+        cut = [self._split(text) for text in texts]
+        # finding a piece takes longer than all else: each is looked up once, and new ones noted
+        found = [[*map(pieces.__getitem__, split)] for split in cut]
+        odd = self._learn(pieces.take_new())
+        ids: list[bytes] = []
+        for text, split, known in zip(texts, cut, found, strict=True):
+            if odd and not odd.isdisjoint(split):
+                ids.append(self._with_odd(text, odd))
             else:
-                whole[part] = self._cut(part)
-        self._encode({*chain(*pieces.values(), *whole.values())} - self._words.keys())
-        for known, cuts in ((self._pieces, pieces), (self._parts, whole)):
-            for text, words in cuts.items():
-                known[text] = b"".join(map(self._words.__getitem__, words))
+                ids.append(
+                    b"".join([each or pieces[p] for each, p in zip(known, split, strict=True)])
+                )
+        self._forget()
+        return ids
+
+    def _split(self, text: Sequence[str | int]) -> list[str | int]:
+        found: list[str | int] = []
+        for part in text:
+            if isinstance(part, int):
+                found.append(part)
+            elif part in self._parts:
+                found.append(self._parts[part])
+            else:
+                found += _split(part)
+        return found
+
+    def _learn(self, pieces: Iterable[str]) -> set[str]:
+        """Remember the ids of these pieces; those that cannot stand alone are given back."""
+        cuts = {piece: self._cut_piece(piece) for piece in pieces}
+        good = {piece: words for piece, words in cuts.items() if words is not None}
+        self._encode(chain.from_iterable(good.values()))
+        for piece, words in good.items():
+            self._pieces[piece] = b"".join(map(self._words.__getitem__, words))
+        return cuts.keys() - good.keys()
+
+    def _with_odd(self, text: Sequence[str | int], odd: set[str]) -> bytes:
+        """The ids of a text of which some parts cannot be split at spaces."""
+        ids: list[bytes] = []
+        for part in text:
+            split = self._split([part])
+            if odd.isdisjoint(split):
+                ids += map(self._pieces.__getitem__, split)
+            else:
+                assert isinstance(part, str)
+                ids.append(self._by_rule(part))
+        return b"".join(ids)
+
+    def _by_rule(self, part: str) -> bytes:
+        if self._left_alone(part):
+            ids = pack(self._backend.encode(part, add_special_tokens=False).ids)
+        else:
+            words = self._cut(part)
+            self._encode(words)
+            ids = b"".join(map(self._words.__getitem__, words))
+        # system messages and turn headers recur
+        if len(part) <= _LONGEST_PART and len(self._parts) < _MOST_PARTS:
+            self._parts[part] = name = f"{part}  "  # no piece ends in two spaces
+            self._pieces[name] = ids
+        return ids
 
     def _encode(self, words: Iterable[str]) -> None:
-        fresh = list(words)
+        # asked one by one: taking a dict's keys from a set goes through all of the dict
+        fresh = [*{word for word in words if word not in self._words}]
         encoded = self._backend.encode_batch_fast(fresh, add_special_tokens=False)
         self._words.update((word, pack(ids.ids)) for word, ids in zip(fresh, encoded, strict=True))
 
@@ -190,18 +211,12 @@ class WordIds:
     def _left_alone(self, part: str) -> bool:
         return (self._ascii_only and not part.isascii()) or _FOLDS in part
 
-    def _forget(self, new: Iterable[str]) -> None:
-        # system messages and turn headers recur, a row's own text does not
-        for part in new:
-            if len(part) > _LONGEST_PART:
-                self._parts.pop(part, None)
-        for known, most in (
-            (self._words, _MOST),
-            (self._pieces, _MOST),
-            (self._parts, _MOST_PARTS),
-        ):
-            if len(known) > most:
-                known.clear()
+    def _forget(self) -> None:
+        if len(self._words) > _MOST:
+            self._words.clear()
+        if len(self._pieces) > _MOST:
+            self._pieces.clear()
+            self._parts.clear()
 
 
 def pack(ids: Sequence[int]) -> bytes:
@@ -221,12 +236,24 @@ def _split(part: str) -> list[str]:
     return pieces
 
 
-class _Marks(dict[int, bytes]):
-    """The packed form of added tokens."""
+class _Pieces(dict[str | int, bytes]):
+    """Piece → its ids, packed; added tokens stand for themselves. A new piece has none yet."""
 
-    def __missing__(self, key: int) -> bytes:
+    def __init__(self) -> None:
+        super().__init__()
+        self._new: set[str] = set()
+
+    def __missing__(self, key: str | int) -> bytes:
+        if isinstance(key, str):
+            self._new.add(key)
+            return b""
         self[key] = found = pack([key])
         return found
+
+    def take_new(self) -> set[str]:
+        """The new pieces that were asked for since the last call."""
+        new, self._new = self._new, set()
+        return new
 
 
 class _Classes(dict[int, str]):
