@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -107,6 +108,17 @@ def test_ids_of_words_put_together(name: str) -> None:
     expected = [pack(each.ids) for each in core.encode_batch(mixed, add_special_tokens=False)]
     for _ in range(2):
         assert found.packed([[text] for text in mixed]) == expected
+
+
+def test_threads_share_it() -> None:
+    """Each gets the ids of its own texts, whatever the others ask at the same time."""
+    core = CORES["gpt-2"]
+    found = word_ids(core, ())
+    assert found is not None
+    mixed = [f"{n} of {n % 7}{n}  rows\n and {n * 31} {'x' * (n % 50)} " for n in range(400)]
+    with ThreadPoolExecutor(4) as pool:
+        done = [*pool.map(lambda text: found.packed([[text]])[0], mixed * 3)]
+    assert done == [pack(each.ids) for each in core.encode_batch(mixed)] * 3
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,14 +104,9 @@ class Tokens:
         return self.guarded_ids(text) if Tokens.is_guarded(text) else unpack(self.packed([text])[0])
 
     def _parts(self, text: str) -> list[str | int]:
-        parts: list[str | int] = []
-        start = 0
-        for mark in self._added_re.finditer(text):
-            if mark.start() > start:
-                parts.append(text[start : mark.start()])
-            parts.append(self._added[mark.group()])
-            start = mark.end()
-        return [*parts, text[start:]]
+        parts: list[str | int] = self._added_re.split(text)
+        parts[1::2] = [self._added[str(mark)] for mark in parts[1::2]]
+        return parts
 
     def guard(self, text: str) -> str:
         """The same text with every control token in it marked as mere text (see `guarded_ids`)."""
@@ -158,12 +153,11 @@ class Tokens:
 
     def prompt(self, text: str) -> Prompt:
         """How to find where the ids of this prompt end."""
-        marks = list(self._added_re.finditer(text)) if self._cuts else []
-        if not marks:
+        parts = self._added_re.split(text) if self._cuts else [text]
+        if len(parts) == 1:
             return Prompt(0, "", text)
-        lead = marks[-1].group()
-        skip = sum(mark.group() == lead for mark in marks)
-        return Prompt(skip, lead, text[marks[-1].end() :])
+        *_, lead, tail = parts
+        return Prompt(parts[1::2].count(lead), lead, tail)
 
     def prompt_lengths(
         self, rows: Mapping[int, bytes], prompts: Sequence[tuple[int, Prompt]]
@@ -197,6 +191,6 @@ def after(ids: bytes, wanted: int, start: int = 0) -> int | None:
 
 
 def _alternatives(texts: dict[str, int]) -> re.Pattern[str]:
-    # the longest first, as the tokenizer itself prefers them
+    # the longest first, as the tokenizer itself prefers them; a group, so that split() keeps them
     longest = sorted((text for text in texts if text), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest)) or r"(?!)")
+    return re.compile(f"({'|'.join(map(re.escape, longest)) or '(?!)'})")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import threading
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
@@ -113,6 +114,7 @@ class WordIds:
         self._backend = backend
         self._rule = rule
         self._ascii_only = ascii_only
+        self._lock = threading.Lock()  # a server's threads share what is remembered
         self._words: dict[str, bytes] = {}
         self._pieces = _Pieces()
         # parts of texts that cannot be split at spaces, and what stands for each among the pieces
@@ -121,6 +123,10 @@ class WordIds:
 
     def packed(self, texts: Sequence[Sequence[str | int]]) -> list[bytes]:
         """The ids of texts (see `pack`); each is given in parts, added tokens as their ids."""
+        with self._lock:
+            return self._packed(texts)
+
+    def _packed(self, texts: Sequence[Sequence[str | int]]) -> list[bytes]:
         pieces = self._pieces
         cut = [self._split(text) for text in texts]
         # finding a piece takes longer than all else: each is looked up once, and new ones noted
