@@ -1,10 +1,12 @@
 """GGUF exports in a real llama.cpp: the same ids, the same greedy tokens?
 
-NODE_LLAMA_CPP=FOLDER python bench/bench_export.py BASE ADAPTER [--into dequantized] [--tokens 16]
+NODE_LLAMA_CPP=FOLDER python bench/bench_export.py BASE ADAPTER [--into dequantized]
 
 BASE is a transformers folder, ADAPTER an adapter folder trained on it (in 4 bits by default). For
-20 chats: ids by llama.cpp against the tokenizer's, and llama.cpp's first choice at each place of
-transformers' greedy answer, for the merged model in q8_0 and for the adapter on the base's GGUF.
+20 chats: ids by llama.cpp against the tokenizer's, and two measures, over 16 and 64 tokens, for the
+merged model in q8_0 and for the adapter on the base's GGUF. Choices: llama.cpp's first choice at
+each place of transformers' greedy answer, fed to it. Free: the tokens of its own answer before the
+first that differs; all after it count as lost.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from halfbyte.ship.gguf_write import Label
 from halfbyte.ship.merge import MergedWeights
 from halfbyte.ship.quantize import Quantized
 from halfbyte.ship.weights import Slot, write_weights
+
+LENGTHS = (16, 64)
 
 
 def model_of(weights: MergedWeights, shipment: ship.Shipment) -> PreTrainedModel:
@@ -63,17 +67,20 @@ def greedy(model: PreTrainedModel, prompts: Sequence[Sequence[int]], count: int)
     return made
 
 
-def choices_line(wanted: list[list[int]], said: llama_peer.Answers) -> str:
-    """Equal choices along transformers' own answers, and how far free answers go together."""
-    pairs = [
-        one == two
-        for row, other in zip(wanted, said.choices, strict=True)
-        for one, two in zip(row, other, strict=True)
-    ]
-    free = Agreement.of(
-        wanted, [ids[: len(row)] for row, ids in zip(wanted, said.greedy, strict=True)]
-    )
-    return f"{sum(pairs) / len(pairs):.1%} of {len(pairs)} choices equal; free: {free.line()}"
+def report(name: str, wanted: list[list[int]], said: llama_peer.Answers) -> None:
+    """Print both measures at each length."""
+    for count in LENGTHS:
+        rows = [row[:count] for row in wanted]
+        total = sum(map(len, rows))
+        equal = sum(
+            one == two
+            for row, choices in zip(rows, said.choices, strict=True)
+            for one, two in zip(row, choices, strict=False)  # choices go on to the full length
+        )
+        own = [ids[: len(row)] for row, ids in zip(rows, said.greedy, strict=True)]
+        free = Agreement.of(rows, own)
+        print(f"{name}, {count} tokens: {equal / total:.1%} of {total} choices equal")
+        print(f"{name}, {count} tokens, free: {free.line()}")
 
 
 def main() -> None:
@@ -81,7 +88,6 @@ def main() -> None:
     parser.add_argument("base", type=Path)
     parser.add_argument("adapter", type=Path)
     parser.add_argument("--into", choices=["dequantized", "original"], default="dequantized")
-    parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--type", default="q8_0")
     given = parser.parse_args()
     if reason := llama_peer.missing():
@@ -105,16 +111,16 @@ def main() -> None:
         exported = ship.export_gguf(merged, out / "model", shipment, given.type)
         print(f"{given.type}: {time.perf_counter() - start:.1f} s to write")
         print("ids by our reader:", check(exported, Trial(tried)).ids.line())
-        wanted = greedy(model_of(merged, shipment), prompts, given.tokens)
-        asked = {"texts": texts, "prompts": prompts, "forced": wanted, "count": given.tokens}
+        wanted = greedy(model_of(merged, shipment), prompts, LENGTHS[-1])
+        asked = {"texts": texts, "prompts": prompts, "forced": wanted, "count": LENGTHS[-1]}
         said = llama_peer.ask(out / "model" / ship.MODEL_GGUF, **asked)
         print("ids by llama.cpp: ", Agreement.of(prompts, said.ids).line())
-        print("merged:           ", choices_line(wanted, said))
+        report("merged", wanted, said)
         base = MergedWeights(given.base, (), given.into, quantized)
         ship.export_gguf(base, out / "base", shipment, given.type)
         ship.export_lora_gguf(given.adapter, out / "lora", shipment)
         files = (out / "base" / ship.MODEL_GGUF, out / "lora" / ship.ADAPTER_GGUF)
-        print("base and adapter: ", choices_line(wanted, llama_peer.ask(*files, **asked)))
+        report("base and adapter", wanted, llama_peer.ask(*files, **asked))
 
 
 if __name__ == "__main__":

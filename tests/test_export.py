@@ -275,6 +275,21 @@ def test_parting_is_located() -> None:
     assert (agreement.same, agreement.equal, agreement.tokens) == (1, 3, 5)
 
 
+def require_same(wanted: list[list[int]], said: llama_peer.Answers, kind: str) -> None:
+    """At least 90 % of greedy choices along the wanted answer; where nothing is rounded, also of
+    free answers before they part. (With eight bits a free answer stands or falls with its first
+    close call: random weights have many.)"""
+    choices = [
+        one == two
+        for row, other in zip(wanted, said.choices, strict=True)
+        for one, two in zip(row, other, strict=True)
+    ]
+    assert sum(choices) >= 0.9 * len(choices)
+    free = [ids[: len(row)] for row, ids in zip(wanted, said.greedy, strict=True)]
+    agreed = Agreement.of(wanted, free)
+    assert kind != "f32" or agreed.share >= 0.9, agreed.line()
+
+
 @pytest.mark.peer
 @peer
 @pytest.mark.parametrize("kind", ["f32", "q8_0"])
@@ -293,36 +308,22 @@ def test_llama_cpp_agrees(base: Path, tmp_path: Path, kind: str) -> None:
     accents = 1 if shipment.config.model_type.startswith("qwen") else 0
     assert sum(one == two for one, two in zip(said.ids, composed, strict=True)) == 20 - accents
     assert said.ids == [GgufTokenizer(open_gguf(path)).encode(text) for text in texts]
-    places = [
-        one == two
-        for row, other in zip(wanted, said.choices, strict=True)
-        for one, two in zip(row, other, strict=True)
-    ]
-    assert sum(places) >= 0.9 * len(places)
+    require_same(wanted, said, kind)
 
 
 @pytest.mark.peer
 @peer
-def test_llama_cpp_applies_the_adapter(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["f32", "q8_0"])
+def test_llama_cpp_applies_the_adapter(base: Path, tmp_path: Path, kind: str) -> None:
     """The LoRA GGUF on the base's GGUF gives base + adapter's choices in a real llama.cpp."""
     folder = adapter(base, tmp_path / "adapter", size=0.2)
     shipment, tried = shipped(base)
-    ship.export_gguf(ship.stored(base), tmp_path / "out", shipment, "f32")
+    ship.export_gguf(ship.stored(base), tmp_path / "out", shipment, kind)
     ship.export_lora_gguf(folder, tmp_path / "lora", shipment)
+    files = (tmp_path / "out" / ship.MODEL_GGUF, tmp_path / "lora" / ship.ADAPTER_GGUF)
     prompts = [chat.ids for chat in tried]
     wanted = answers(ship_tiny.adapted(held(base), size=0.2), prompts)
-    said = llama_peer.ask(
-        tmp_path / "out" / ship.MODEL_GGUF,
-        tmp_path / "lora" / ship.ADAPTER_GGUF,
-        prompts=prompts,
-        forced=wanted,
-    )
-    pairs = [
-        one == two
-        for row, other in zip(wanted, said.choices, strict=True)
-        for one, two in zip(row, other, strict=True)
-    ]
-    assert sum(pairs) >= 0.9 * len(pairs)
+    require_same(wanted, llama_peer.ask(*files, prompts=prompts, forced=wanted, count=8), kind)
     assert AutoConfig.from_pretrained(base).model_type in ARCHS
 
 

@@ -69,7 +69,7 @@ def merge(run: str, runs: str, dtype: str, adapters: tuple[str, ...], **how: Any
     type=click.Choice(["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]),
     default="q8_0",
     show_default=True,
-    help="How a GGUF's matrices are held.",
+    help="How a GGUF's matrices are held. q8_0 takes half of f16; f16 keeps long answers the same.",
 )
 @click.option("--adapter-only", is_flag=True, help="GGUF: the adapter alone, for --lora.")
 @click.option("--answers/--no-answers", default=True, help="Compare greedy answers too.")
