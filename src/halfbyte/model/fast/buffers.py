@@ -8,6 +8,8 @@ and hands out those that no tensor uses any more.
 
 from __future__ import annotations
 
+import mmap
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
@@ -17,7 +19,7 @@ import torch
 
 __all__ = ["Pool", "empty", "use"]
 
-_LEAST = 1 << 17  # bytes; smaller ones are no burden to malloc
+_LEAST = 1 << 14  # bytes; smaller ones are no burden to malloc
 
 
 class Pool:
@@ -48,10 +50,10 @@ class Pool:
                     continue
                 if block.nbytes() < size:  # outgrown: the longest micro-batch comes first
                     del block
-                    blocks[number] = torch.UntypedStorage(size)
+                    blocks[number] = _mapped(size)
                 return blocks[number]
             most = max((block.nbytes() for block in blocks), default=0)
-            blocks.append(torch.UntypedStorage(max(most, size)))
+            blocks.append(_mapped(max(most, size)))
             return blocks[-1]
 
 
@@ -84,6 +86,14 @@ def empty(shape: tuple[int, ...], like: torch.Tensor, pool: Pool | None) -> torc
     strides = [prod(shape[place + 1 :]) for place in range(len(shape))]
     block = pool.take(places, width)
     return torch.empty(0, dtype=like.dtype).set_(block, 0, shape, strides)
+
+
+def _mapped(size: int) -> torch.UntypedStorage:
+    """New memory beside the heap. Small tensors that are kept would else lie between the blocks,
+    in what larger ones left, and those would need new memory.
+    """
+    private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+    return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=torch.uint8).untyped_storage()
 
 
 def _free(block: torch.UntypedStorage) -> bool:

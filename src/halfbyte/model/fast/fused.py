@@ -135,8 +135,8 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, act: nn.Module) -> torch.Tensor:
         ctx.act = act
         ctx.save_for_backward(gate, up)
-        product: torch.Tensor = act(gate).mul_(up)
-        return product
+        product = buffers.empty(tuple(up.shape), up, buffers.current())
+        return torch.mul(act(gate), up, out=product)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -36,7 +36,8 @@ BUNDLE = 1 << 17
 
 # oneDNN, which multiplies bf16 matrices on a CPU, makes a kernel for every shape that it meets and
 # keeps it: 0.6 MB and 0.5 to 1 ms each, up to 1,024 of them. Rows differ in length, so sizes are
-# rounded up to a multiple of this: two steps of 16 GSM8K rows hold 1,395 MB without and XXX with.
+# rounded up to a multiple of this: after two steps of 16 GSM8K rows, 512 tokens at once, a process
+# holds 1,299 MB without it and 1,145 MB with it.
 GRAIN = 32
 
 

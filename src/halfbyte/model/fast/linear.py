@@ -185,7 +185,9 @@ class _LoraLinears(torch.autograd.Function):
             return found
         ctx.seed = dropout.draw_seed() if group.rate else 0
         dropped = dropout.apply(rows, group.rate, ctx.seed) if group.rate else rows
-        narrow = torch.mm(dropped, _stacked(pairs[::2], x.dtype).T)
+        factors = _stacked(pairs[::2], x.dtype).T
+        narrow = buffers.empty((len(rows), factors.shape[1]), x, ctx.pool)
+        torch.mm(dropped, factors, out=narrow)
         for (member, y), b, few in zip(
             group.adapted(found), pairs[1::2], _ranks(pairs), strict=True
         ):
@@ -205,12 +207,7 @@ class _LoraLinears(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[0]:
             for member, dy in zip(group.members, by_outputs, strict=True):
-                weight = weights.dense(member.base, dy.dtype)
-                if dx is None:
-                    dx = buffers.empty((len(dy), weight.shape[1]), dy, ctx.pool)
-                    torch.mm(dy, weight, out=dx)
-                else:
-                    dx.addmm_(dy, weight)
+                dx = _by_input(dx, dy, member.base, ctx.pool)
         adapted = group.adapted(by_outputs)
         by_pairs = _by_pairs(ctx, adapted, dx) if adapted else ()
         dx = None if dx is None else dx.view(*shape[:-1], -1)
@@ -227,6 +224,17 @@ def _product(x: torch.Tensor, base: Any, pool: buffers.Pool | None) -> torch.Ten
     else:
         torch.addmm(base.bias, rows, weight, out=flat)
     return y
+
+
+def _by_input(
+    dx: torch.Tensor | None, dy: torch.Tensor, base: Any, pool: buffers.Pool | None
+) -> torch.Tensor:
+    """dx + dy W [n, in], in place. One dense weight at a time: of a 7B model each is 235 MB."""
+    weight = weights.dense(base, dy.dtype)
+    if dx is not None:
+        return dx.addmm_(dy, weight)
+    dx = buffers.empty((len(dy), weight.shape[1]), dy, pool)
+    return torch.mm(dy, weight, out=dx)
 
 
 def _by_pairs(

@@ -8,7 +8,17 @@ from typing import Any, Literal, NamedTuple
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from halfbyte.model.fast import alloc, attention, flex, fused, linear, narrow, selfattn, weights
+from halfbyte.model.fast import (
+    alloc,
+    attention,
+    flex,
+    fused,
+    linear,
+    narrow,
+    residual,
+    selfattn,
+    weights,
+)
 
 __all__ = ["Part", "Route", "causal_model", "install", "packing_fault", "route_of", "status"]
 
@@ -42,6 +52,7 @@ def install(model: nn.Module) -> Route:
     causal = causal_model(model)
     weights.keep_as_quantized(causal)
     fused.replace(causal)
+    residual.replace(causal)
     route, _ = route_of(causal)
     if route in ("segments", "flex"):
         attention.register()
