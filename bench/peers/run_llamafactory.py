@@ -14,6 +14,7 @@ from typing import Any
 # it refuses versions it was not released with, and reports nothing unless asked
 os.environ.setdefault("DISABLE_VERSION_CHECK", "1")
 
+import torch
 from job import Job, answer, read_job, versions
 
 
@@ -75,6 +76,8 @@ def settings(job: Job, data: Path) -> dict[str, Any]:
         given |= {"per_device_train_batch_size": 1}
         given |= {"gradient_accumulation_steps": job.packed_accumulate}
         given |= {"bf16": job.best_dtype == "bfloat16"}
+        if not torch.cuda.is_available():
+            given |= {"use_cpu": True}  # without it, it refuses bf16
     return given
 
 

@@ -26,12 +26,8 @@ _NEEDED: Final = (
 )  # fmt: skip
 _OPTIONAL: Final = {
     "fastapi": "serve",
-    "datasets": "data sets from the hub",
     "lm_eval": "eval --tasks",
     "vllm": "serve --engine vllm",
-    "flash_attn": "attention on CUDA",
-    "liger_kernel": "kernels on CUDA",
-    "optuna": "sweeps",
 }
 _CPU_FLAGS: Final = ("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 # Beside the weights a small training holds libraries, activations and the adapter's state:
