@@ -11,7 +11,7 @@ from typing import Final
 
 from halfbyte.config.settings import Method
 from halfbyte.model.fast.head import CHUNK_BYTES
-from halfbyte.model.fast.layout import QUERIES
+from halfbyte.model.fast.layout import BUNDLE, QUERIES
 from halfbyte.model.shape import Shape
 
 __all__ = ["Load", "Memory", "Way", "memory"]
@@ -24,9 +24,11 @@ _SINGLE: Final = (4 + 32 / 64) / 8
 _MOMENTS: Final = {"adamw": 8.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 2.1}
 FLOAT: Final = 4
 HALF: Final = 2
-# What the allocator and the pool (fast/buffers.py) cannot use again, over what a step keeps. One
-# number for the six settings of bench/bench_plan.py: they lie between 0.27 and 0.6 (DECISIONS.md).
-_SCATTERED: Final = 0.45
+# What the allocator cannot use again: holes that loading and the first micro-batch leave whatever
+# its size, and a share of what a step keeps. Two numbers for the six settings of
+# bench/bench_plan.py (DECISIONS.md).
+_HOLES: Final = 130_000_000
+_SCATTERED: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +163,11 @@ def _activations(shape: Shape, way: Way, load: Load, recomputed: int) -> int:
 
 
 def _logits(shape: Shape, way: Way, load: Load) -> int:
-    """A chunk of float32 scores and what is made of it; in full training also the gradient of the
-    output weights, and the product that is added to it."""
-    rows = min(load.targets, max(16, CHUNK_BYTES // (FLOAT * shape.vocabulary)))
-    chunks = 3 if load.targets > rows else 2
-    found = chunks * rows * shape.vocabulary * FLOAT
-    if way.compute < FLOAT:
-        found += rows * shape.vocabulary * way.compute
+    """A chunk of scores in the type of the products (its softmax in float32 takes a few rows at a
+    time); in full training also the gradient of the output weights, and the product that is added
+    to it."""
+    rows = min(load.targets, max(16, CHUNK_BYTES // (way.compute * shape.vocabulary)))
+    found = rows * shape.vocabulary * way.compute
     if way.method == "full":
         found += 2 * FLOAT * shape.vocabulary * shape.width
     return found
@@ -175,9 +175,11 @@ def _logits(shape: Shape, way: Way, load: Load) -> int:
 
 def _working(shape: Shape, way: Way, load: Load, recomputed: int) -> int:
     """The widest moment of a layer's backward pass: the MLP's gate, up, their gradients, and
-    scores of attention for one piece of queries; and a dense weight where it is held quantized."""
+    scores of attention for one bundle of queries; and a dense weight where it is held quantized."""
     mlp = 6 * shape.inner * load.tokens
-    scores = 4 * shape.heads * min(QUERIES, load.longest) * load.longest
+    piece = min(QUERIES, load.longest) * load.longest
+    # scores, probabilities and the gradients by both
+    scores = 4 * shape.heads * max(piece, min(BUNDLE, load.tokens * load.longest))
     if shape.route == "mask":
         scores = 2 * shape.heads * load.tokens**2 if not way.cuda else 0
     dense = shape.widest if way.quantization else 0
@@ -186,6 +188,7 @@ def _working(shape: Shape, way: Way, load: Load, recomputed: int) -> int:
 
 
 def _scattered(whole: Memory, way: Way) -> int:
-    """Holes between what is kept: a share of what comes and goes in a step."""
-    share = 0.0 if way.cuda else _SCATTERED
-    return round(share * (whole.activations + whole.logits + whole.working))
+    """Holes between what is kept; on a card the caching allocator's are not counted."""
+    if way.cuda:
+        return 0
+    return _HOLES + round(_SCATTERED * (whole.activations + whole.logits + whole.working))
