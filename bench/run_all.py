@@ -1,7 +1,8 @@
 """`make bench`: every figure that needs nothing but halfbyte itself, one script after the other.
 
-`bench_export.py` is not among them: it needs a trained adapter, and a llama.cpp to ask. Nor is
-`bench_peers.py`, which needs the peers (bench/peers/README.md).
+Not among them: `bench_export.py`, which needs a trained adapter, and a llama.cpp to ask;
+`bench_peers.py`, which needs the peers (bench/peers/README.md); `bench_7b.py`, which needs 15 GB
+of disk.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ SCRIPTS = (
     ("optimizers.py",),
     ("bench_roofline.py",),
     ("bench_growth.py",),
+    ("bench_plan.py",),
+    ("bench_rows.py",),
+    ("bench_serve.py",),
     ("kill_saves.py", "300"),
 )
 

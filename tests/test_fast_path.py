@@ -17,7 +17,17 @@ from transformers.pytorch_utils import Conv1D
 from halfbyte.cli.show import _fast_rows
 from halfbyte.data.batches import MicroLimits
 from halfbyte.data.records import Batch, Segment
-from halfbyte.model.fast import buffers, checkpoint, dropout, fused, layout, linear, status, weights
+from halfbyte.model.fast import (
+    buffers,
+    checkpoint,
+    dropout,
+    fused,
+    layout,
+    linear,
+    residual,
+    status,
+    weights,
+)
 from halfbyte.model.fast.attention import segment_attention
 from halfbyte.model.fast.linear import Fast, Member, custom_modules, lora_linears
 from halfbyte.model.loss import TokenLoss
@@ -258,6 +268,30 @@ def kept_bytes(model: Any, ids: torch.Tensor) -> int:
         held = model(inputs_embeds=ids, use_cache=False).logits
     del held
     return sum(kept.values())
+
+
+@pytest.mark.parametrize("arch", ["llama", "mistral", "qwen2", "gemma"])
+def test_layers_add_into_what_attention_and_mlp_give(arch: str) -> None:
+    """What transformers' layers compute, gradients too, without a tensor for the sum."""
+    ids = torch.arange(1, 13).view(2, 6)
+    found = []
+    for replaced in (False, True):
+        model = tiny_model(arch).train()
+        assert not replaced or residual.replace(model) == len(model.model.layers)
+        assert not replaced or residual.replace(model) == len(model.model.layers)  # idempotent
+        places: list[int] = []
+        model.model.layers[0].mlp.register_forward_hook(
+            lambda *a, at=places: at.append(a[2].data_ptr())
+        )
+        model.model.layers[0].register_forward_hook(
+            lambda *a, at=places: at.append(a[2].data_ptr())
+        )
+        logits = model(ids).logits
+        logits.square().mean().backward()
+        assert (places[0] == places[1]) == replaced
+        found.append([logits, *(one.grad for one in model.parameters())])
+    for ours, theirs in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_less_is_kept_for_the_backward_pass() -> None:
