@@ -183,10 +183,11 @@ def main() -> int:
     finally:
         shutil.rmtree(target)
     found = json.loads(done.stdout.splitlines()[-1])
+    peaks = " ".join(f"{one / 1e9:.2f}" for one in found["peaks"])
     print(
         f"{found['parameters'] / 1e9:.2f} billion parameters, {found['recomputed']} of "
         f"{found['layers']} layers recomputed, loss {found['loss']:.2f}\n"
-        f"peak RSS {' '.join(f'{one / 1e9:.2f}' for one in found['peaks'])} GB (planned {found['planned'] / 1e9:.2f}; libraries "
+        f"peak RSS {peaks} GB (planned {found['planned'] / 1e9:.2f}; libraries "
         f"{found['libraries'] / 1e9:.2f}; while loading {found['loading'] / 1e9:.2f})\n"
         f"loading and quantizing {found['load_seconds']:.0f} s, the step "
         f"{found['step_seconds']:.0f} s"
