@@ -24,10 +24,8 @@ _SINGLE: Final = (4 + 32 / 64) / 8
 _MOMENTS: Final = {"adamw": 8.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 2.1}
 FLOAT: Final = 4
 HALF: Final = 2
-# What the allocator cannot use again: holes that loading and the first micro-batch leave whatever
-# its size, and a share of what a step keeps. Two numbers for the six settings of
-# bench/bench_plan.py (DECISIONS.md).
-_HOLES: Final = 130_000_000
+# What the allocator cannot use again, over what a step keeps: one number for the six settings of
+# bench/bench_plan.py (DECISIONS.md). The holes that every training leaves are in its runtime.
 _SCATTERED: Final = 0.25
 
 
@@ -188,7 +186,6 @@ def _working(shape: Shape, way: Way, load: Load, recomputed: int) -> int:
 
 
 def _scattered(whole: Memory, way: Way) -> int:
-    """Holes between what is kept; on a card the caching allocator's are not counted."""
-    if way.cuda:
-        return 0
-    return _HOLES + round(_SCATTERED * (whole.activations + whole.logits + whole.working))
+    """Holes between what is kept: a share of what comes and goes in a step."""
+    share = 0.0 if way.cuda else _SCATTERED
+    return round(share * (whole.activations + whole.logits + whole.working))
