@@ -6,11 +6,12 @@ the outputs they were made of, which nobody needs.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
+
+from halfbyte.model.fast.mixins import mix_in
 
 __all__ = ["JointLayer", "replace"]
 
@@ -22,19 +23,7 @@ _KNOWN = frozenset(
 
 def replace(model: nn.Module) -> int:
     """Make the decoder layers known here instances of `JointLayer`; how many there are."""
-    count = 0
-    for module in model.modules():
-        kind: Any = type(module)
-        known = kind.__name__ in _KNOWN and kind.__module__.startswith("transformers.models.")
-        if known:
-            module.__class__ = _joint(kind)
-        count += known or isinstance(module, JointLayer)
-    return count
-
-
-@cache
-def _joint(kind: Any) -> Any:
-    return type(f"Joint{kind.__name__}", (JointLayer, kind), {})
+    return mix_in(model, JointLayer, _KNOWN)
 
 
 class JointLayer:

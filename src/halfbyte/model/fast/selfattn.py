@@ -8,7 +8,6 @@ rotary embedding and attended to block by block, in one function.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from halfbyte.model.fast import buffers
 from halfbyte.model.fast.attention import Layout, Three, add_gradients, attended
 from halfbyte.model.fast.layout import Bundle
 from halfbyte.model.fast.linear import together
+from halfbyte.model.fast.mixins import mix_in
 
 __all__ = ["JointAttention", "replace", "rotary_attention"]
 
@@ -30,19 +30,7 @@ _KNOWN = frozenset(
 
 def replace(model: nn.Module) -> int:
     """Make the attention modules known here instances of `JointAttention`; how many there are."""
-    count = 0
-    for module in model.modules():
-        kind: Any = type(module)
-        known = kind.__name__ in _KNOWN and kind.__module__.startswith("transformers.models.")
-        if known:
-            module.__class__ = _joint(kind)
-        count += known or isinstance(module, JointAttention)
-    return count
-
-
-@cache
-def _joint(kind: Any) -> Any:
-    return type(f"Joint{kind.__name__}", (JointAttention, kind), {})
+    return mix_in(model, JointAttention, _KNOWN)
 
 
 class JointAttention:
