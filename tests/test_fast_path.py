@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from halfbyte.model.fast import (
     linear,
     residual,
     status,
+    waiting,
     weights,
 )
 from halfbyte.model.fast.attention import segment_attention
@@ -473,3 +475,41 @@ def test_checkpointed_layers_give_the_same_gradients(count: int) -> None:
     for name, gradient in results[0].items():
         assert torch.equal(gradient, results[1][name]), name
     assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "call", "said", "setting"),
+    [
+        ({}, "set_up(shares=True)", "short", "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "set_up(shares=True)", "as GOMP_SPINCOUNT", "7"),
+        ({"OMP_WAIT_POLICY": "active"}, "set_up(shares=True)", "as OMP_WAIT_POLICY", "None"),
+    ],
+)
+def test_threads_wait_briefly_on_a_shared_machine(
+    given: dict[str, str], call: str, said: str, setting: str
+) -> None:
+    """What the user set wins; nothing of it loads torch."""
+    code = (
+        "import os, sys; from halfbyte.model.fast import waiting"
+        f"; print(waiting.{call}, os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
+    clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, env={**clean, **given}, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(said)
+    assert done.stdout.split()[-2:] == [setting, "False"]
+
+
+@pytest.mark.parametrize(("others", "said"), [(80.0, "short"), (3.0, "long")])
+def test_threads_look_who_else_is_there(
+    others: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a word from the user what others use of the cores decides."""
+    for name in (waiting.SETTING, "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert waiting.set_up() == "as it was: torch is loaded already"
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr("psutil.cpu_percent", lambda _seconds: others)
+    monkeypatch.setattr(waiting.os, "environ", environment := dict(os.environ))
+    assert waiting.set_up().startswith(said)
+    assert (waiting.SETTING in environment) == (said == "short")

@@ -11,8 +11,8 @@ import click
 import yaml
 
 from halfbyte.cli.generating import PRESETS
+from halfbyte.cli.heavy import before_torch
 from halfbyte.errors import HalfbyteError, InputError
-from halfbyte.model.fast import alloc
 
 if TYPE_CHECKING:
     from halfbyte.api import Chat
@@ -37,7 +37,7 @@ A line of three quotes begins and ends a message of several lines. Ctrl-C stops 
 @click.option("--runs", default="runs", show_default=True, help="The folder of runs.")
 def chat(model: str, preset: str, max_new_tokens: int, seed: int | None, runs: str) -> None:
     """Talk with MODEL: a run (`latest` is the newest) or a base."""
-    alloc.set_up()
+    before_torch(shares=True)
     from halfbyte import api
 
     wanted = api.sampling(preset, max_new_tokens=max_new_tokens, seed=seed)

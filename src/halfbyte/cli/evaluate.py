@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from halfbyte.cli.heavy import before_torch
 from halfbyte.cli.show import console
-from halfbyte.model.fast import alloc
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +53,7 @@ def evaluate(
     run: str, base: bool, tasks: str | None, runs: str, as_json: bool, **given: Any
 ) -> None:
     """Score RUN (`latest`: the newest) on held-out rows."""
-    alloc.set_up()
+    before_torch()
     if tasks is not None:
         with _asking(**given) as asked:
             _show_tasks(run, tasks, asked, runs, base=base)
@@ -114,7 +114,7 @@ def compare(
     Several runs answer the held-out rows of the first, and are shown beside each other. Exits
     with 6 when a condition of --require does not hold.
     """
-    alloc.set_up()
+    before_torch()
     from halfbyte import api
 
     out = console(stderr=False)

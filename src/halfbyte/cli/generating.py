@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from halfbyte.cli.heavy import before_torch
 from halfbyte.errors import InputError
-from halfbyte.model.fast import alloc
 
 if TYPE_CHECKING:
     from halfbyte.api import Question
@@ -34,7 +34,7 @@ def _asking(command: Callable[..., None]) -> Callable[..., None]:
             raise InputError(
                 "an empty prompt", "Give the prompt as an argument, a file or on stdin."
             )
-        alloc.set_up()  # before torch takes any memory
+        before_torch()
         from halfbyte import api
 
         asked = [api.Question(text, context) for text in texts]

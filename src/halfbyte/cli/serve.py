@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from halfbyte.cli.heavy import before_torch
 from halfbyte.errors import MissingError
-from halfbyte.model.fast import alloc
 from halfbyte.serve import Keys, Limits, ServeSettings
 from halfbyte.serve.listening import listening
 
@@ -129,7 +129,7 @@ def _serve(settings: ServeSettings) -> None:
             "Or serve by other means: halfbyte export RUN --to vllm",
         )
     with listening(settings.host, settings.port) as sockets:
-        alloc.set_up()
+        before_torch(shares=True)
         from halfbyte.serve.server import run
         from halfbyte.serve.service import open_service
 

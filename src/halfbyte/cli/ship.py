@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from halfbyte.cli.heavy import before_torch
 from halfbyte.errors import InputError
-from halfbyte.model.fast import alloc
 
 _TARGETS = ("peft", "safetensors", "gguf", "ollama", "vllm")
 
@@ -46,7 +46,7 @@ def merge(run: str, runs: str, dtype: str, adapters: tuple[str, ...], **how: Any
 
     Leaves merge-report.json; refuses when no merge does what base + adapter does.
     """
-    alloc.set_up()
+    before_torch()
     from halfbyte import api
 
     merging = api.Merging(
@@ -84,7 +84,7 @@ def export(
     runs: str,
 ) -> None:
     """Export a run, open the export again, and compare its token ids and answers."""
-    alloc.set_up()
+    before_torch()
     from halfbyte import api
 
     if adapter_only and target != "gguf":

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from halfbyte.cli.heavy import before_torch
 from halfbyte.config import Resolved, load_config
 from halfbyte.config.recipes import find
-from halfbyte.model.fast import alloc
 
 if TYPE_CHECKING:
     from halfbyte.api import Training
@@ -34,7 +34,7 @@ def train(context: click.Context, recipe: tuple[str, ...], compare: bool, quiet:
     settings given as KEY.SUB=VALUE win over it (`halfbyte config` lists them all).
     """
     resolved = read_recipe(recipe)
-    alloc.set_up()  # before torch takes any memory
+    before_torch()
     from halfbyte import api
 
     training = api.prepare_training(resolved)
@@ -54,7 +54,7 @@ def train(context: click.Context, recipe: tuple[str, ...], compare: bool, quiet:
 @click.option("--quiet", is_flag=True, help="Only say where the run is.")
 def resume(run: str, runs: str, force: bool, quiet: bool) -> None:
     """Go on with a stopped RUN from its newest checkpoint (`latest`: the newest run)."""
-    alloc.set_up()
+    before_torch()
     from halfbyte import api
 
     _follow(api.prepare_resume(run, runs, force=force), quiet)

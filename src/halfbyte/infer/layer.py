@@ -23,7 +23,8 @@ PROJECTIONS = 4
 class Lora(NamedTuple):
     """The adapters of one layer: rows starts[g]:stops[g] of the packed input have group g's.
 
-    `down`, `up`, `rescale`: at g * 4 + projection; see `Factor`.
+    `down`, `up`, `rescale`: at g * 4 + projection; see `Factor`. `masks`: empty, or at the same
+    places [rows of the group, ranks]: which of the ranks are a row's own.
     """
 
     starts: list[int]
@@ -31,6 +32,7 @@ class Lora(NamedTuple):
     down: list[torch.Tensor]
     up: list[list[torch.Tensor]]
     rescale: list[torch.Tensor]
+    masks: list[torch.Tensor]
 
 
 class Shape(NamedTuple):
@@ -139,6 +141,8 @@ def adapted(out: torch.Tensor, x: torch.Tensor, lora: Lora, which: int) -> torch
             start, stop = lora.starts[group], lora.stops[group]
             part = out[start:stop]
             low = x[start:stop] @ down
+            if len(lora.masks) > 0:
+                low.mul_(lora.masks[at])
             row, column = 0, 0
             for up in lora.up[at]:
                 rank, outs = up.shape[0], up.shape[1]

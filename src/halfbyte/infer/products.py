@@ -70,7 +70,7 @@ class DenseProduct(nn.Module):
             out = x @ self.weight[0]
         else:
             found = torch.bmm(x.expand([self.slices, x.shape[0], x.shape[1]]), self.weight)
-            out = found.transpose(0, 1).reshape(x.shape[0], -1)
+            out = found.transpose(0, 1).flatten(1)
         return out.add_(self.bias) if self.bias.numel() > 0 else out
 
 
