@@ -112,6 +112,34 @@ def test_our_layer_computes_what_pefts_does(kind: str) -> None:
         torch.testing.assert_close(ours(x), got["y"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("ins", [64, 96])
+def test_a_large_weight_is_made_dense_in_slabs(
+    nested: bool, ins: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slabs are the weight; outputs and gradients stay the same. A weight whose rows end
+    within a block of constants is not cut.
+    """
+    torch.manual_seed(0)
+    layer = bnb.nn.Linear4bit(
+        ins, 96, compute_dtype=torch.float32, quant_type="nf4", compress_statistics=nested
+    ).to("cpu")
+    a, b = torch.randn(4, ins, requires_grad=True), torch.randn(96, 4, requires_grad=True)
+    x = torch.randn(7, ins, requires_grad=True)
+
+    def found() -> list[torch.Tensor]:
+        (y,) = lora_linears(x, [Member(layer, (a, b))])
+        return [y, *torch.autograd.grad(y.square().sum(), (x, a, b))]
+
+    whole, dense = found(), weights.dense(layer, torch.float32)
+    monkeypatch.setattr(weights, "SLAB", 40 * ins * 4)
+    pieces = list(weights.slabs(layer, torch.float32))
+    assert [len(piece) for _, piece in pieces] == ([40, 40, 16] if ins == 64 else [96])
+    assert torch.equal(torch.cat([piece for _, piece in pieces]), dense)
+    for got, wanted in zip(found(), whole, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-4)
+
+
 def test_switching_adapters_is_pefts() -> None:
     """The active adapter is used; several at once, which PEFT adds up, take PEFT's way."""
     model = adapted("linear", ours=True)

@@ -216,25 +216,31 @@ class _LoraLinears(torch.autograd.Function):
 
 def _product(x: torch.Tensor, base: Any, pool: buffers.Pool | None) -> torch.Tensor:
     """x Wᵀ + bias [..., out]."""
-    weight = weights.dense(base, x.dtype).T
-    y = buffers.empty((*x.shape[:-1], weight.shape[1]), x, pool)
-    rows, flat = x.reshape(-1, x.shape[-1]), y.view(-1, weight.shape[1])
-    if base.bias is None:
-        torch.mm(rows, weight, out=flat)
-    else:
-        torch.addmm(base.bias, rows, weight, out=flat)
+    outs = base.nf if isinstance(base, Conv1D) else base.out_features
+    y = buffers.empty((*x.shape[:-1], outs), x, pool)
+    rows, flat = x.reshape(-1, x.shape[-1]), y.view(-1, outs)
+    for some, weight in weights.slabs(base, x.dtype):
+        if base.bias is None:
+            torch.mm(rows, weight.T, out=flat[:, some])
+        else:
+            torch.addmm(base.bias[some], rows, weight.T, out=flat[:, some])
     return y
 
 
 def _by_input(
     dx: torch.Tensor | None, dy: torch.Tensor, base: Any, pool: buffers.Pool | None
 ) -> torch.Tensor:
-    """dx + dy W [n, in], in place. One dense weight at a time: of a 7B model each is 235 MB."""
-    weight = weights.dense(base, dy.dtype)
-    if dx is not None:
-        return dx.addmm_(dy, weight)
-    dx = buffers.empty((len(dy), weight.shape[1]), dy, pool)
-    return torch.mm(dy, weight, out=dx)
+    """dx + dy W [n, in], in place. One slab of dense weights at a time: of a 7B model a whole one
+    is up to 235 MB.
+    """
+    for some, weight in weights.slabs(base, dy.dtype):
+        if dx is None:
+            dx = buffers.empty((len(dy), weight.shape[1]), dy, pool)
+            torch.mm(dy[:, some], weight, out=dx)
+        else:
+            dx.addmm_(dy[:, some], weight)
+    assert dx is not None
+    return dx
 
 
 def _by_pairs(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
 import bitsandbytes as bnb
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["dense", "fault", "keep_as_quantized"]
+__all__ = ["SLAB", "dense", "fault", "keep_as_quantized", "slabs"]
+
+# Bytes of a 4-bit weight that are dense at once. Of a 7B model a weight is up to 235 MB in float32:
+# whole it was the widest thing of a step, and fresh pages each time (see alloc).
+SLAB: Final = 1 << 25
 
 
 def fault(layer: nn.Module, dtype: torch.dtype) -> str | None:
@@ -35,30 +40,79 @@ def dense(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     """
     weight: Any = layer.weight
     if isinstance(weight, bnb.nn.Params4bit):
-        state = weight.quant_state
-        if getattr(state, "packing_format_for_cpu", False):
-            _unpack(layer)
-            state = weight.quant_state
-        return _four_bit(weight.data, state).to(dtype)
+        state = _state(layer)
+        return _four_bit(weight.data, _constants(state), state).to(dtype)
     if isinstance(weight, bnb.nn.Int8Params):
         scale = weight.SCB if weight.SCB is not None else layer.state.SCB
         return bnb.functional.int8_vectorwise_dequant(weight.data, scale).to(dtype)
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
-def _four_bit(packed: torch.Tensor, state: Any) -> torch.Tensor:
+def slabs(layer: Any, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
+    """What `dense` gives, in pieces of `SLAB` bytes at most where 4 bits are made dense: the
+    outputs, and their weights [count, in]. One piece at a time is alive if the caller drops it.
+    """
+    count = _slab_rows(layer, dtype)
+    if count is None:
+        yield slice(None), dense(layer, dtype)
+        return
+    state = _state(layer)
+    packed, constants = layer.weight.data.view(-1), _constants(state)
+    outs, ins = state.shape
+    for start in range(0, outs, count):
+        stop = min(start + count, outs)
+        first, last = start * ins, stop * ins
+        yield (
+            slice(start, stop),
+            _four_bit(
+                packed[first // 2 : last // 2],
+                constants[first // state.blocksize : last // state.blocksize],
+                state,
+                (stop - start, ins),
+            ).to(dtype),
+        )
+
+
+def _slab_rows(layer: Any, dtype: torch.dtype) -> int | None:
+    """How many outputs a slab has; None where the weight is small, or cannot be cut."""
+    if not isinstance(layer.weight, bnb.nn.Params4bit):
+        return None
+    state = _state(layer)
+    outs, ins = state.shape
+    if outs * ins * dtype.itemsize <= SLAB or ins % state.blocksize:
+        return None
+    return max(1, SLAB // (ins * dtype.itemsize))
+
+
+def _state(layer: Any) -> Any:
+    if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+        _unpack(layer)
+    return layer.weight.quant_state
+
+
+def _constants(state: Any) -> torch.Tensor:
+    """One float32 a block of weights; where doubled, out of its own 8 bits."""
+    if not state.nested:
+        constants: torch.Tensor = state.absmax
+        return constants
+    outer = state.state2
+    constants = torch.ops.bitsandbytes.dequantize_blockwise(
+        state.absmax, outer.absmax, outer.code, outer.blocksize, outer.dtype
+    )
+    return constants.add_(state.offset)
+
+
+def _four_bit(
+    packed: torch.Tensor,
+    constants: torch.Tensor,
+    state: Any,
+    shape: tuple[int, int] | None = None,
+) -> torch.Tensor:
     """What bitsandbytes.functional.dequantize_4bit does, by its two operators alone: its checks
     and wrappers take as long as the work for weights of a small model.
     """
-    operators, absmax = torch.ops.bitsandbytes, state.absmax
-    if state.nested:
-        outer = state.state2
-        absmax = operators.dequantize_blockwise(
-            absmax, outer.absmax, outer.code, outer.blocksize, outer.dtype
-        )
-        absmax += state.offset
-    args = (absmax, state.blocksize, state.quant_type, state.shape, state.dtype)
-    dense: torch.Tensor = operators.dequantize_4bit(packed, *args)
+    args = (constants, state.blocksize, state.quant_type, shape or state.shape, state.dtype)
+    dense: torch.Tensor = torch.ops.bitsandbytes.dequantize_4bit(packed, *args)
     return dense
 
 
