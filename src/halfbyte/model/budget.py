@@ -12,7 +12,7 @@ from typing import Final
 from halfbyte.config.settings import Method
 from halfbyte.model.fast.head import CHUNK_BYTES
 from halfbyte.model.fast.layout import BUNDLE, QUERIES
-from halfbyte.model.fast.weights import SLAB
+from halfbyte.model.fast.weights import pieces
 from halfbyte.model.shape import Shape
 
 __all__ = ["Load", "Memory", "Way", "memory"]
@@ -174,8 +174,8 @@ def _logits(shape: Shape, way: Way, load: Load) -> int:
 
 def _working(shape: Shape, way: Way, load: Load, recomputed: int) -> int:
     """The widest moment of a layer's backward pass: the MLP's gate, up, their gradients, and
-    scores of attention for one bundle of queries; and a dense weight where it is held in 8 bits, a
-    slab of one in 4."""
+    scores of attention for one bundle of queries; and a dense weight where it is held quantized
+    (in 4 bits: a slab of it)."""
     mlp = 6 * shape.inner * load.tokens
     piece = min(QUERIES, load.longest) * load.longest
     # scores, probabilities and the gradients by both
@@ -184,7 +184,7 @@ def _working(shape: Shape, way: Way, load: Load, recomputed: int) -> int:
         scores = 2 * shape.heads * load.tokens**2 if not way.cuda else 0
     dense = shape.widest if way.quantization else 0
     if way.quantization in ("nf4", "fp4"):
-        dense = min(dense, SLAB // way.compute)
+        dense //= pieces(way.compute * dense)
     again = 2 * shape.inner * load.tokens if recomputed else 0
     return way.compute * (max(mlp, scores) + again + dense)
 

@@ -16,7 +16,7 @@ _M_MMAP_THRESHOLD: Final = -3
 # Larger blocks are given back at once. Of dense weights of a 7B model (235 MB each) freed holes are
 # not used again, because torch aligns its blocks: a step took 20 GB and was killed. Nothing of a
 # 135M model is as large but in full training.
-_MMAP_FROM: Final = 1 << 26
+MMAP_FROM: Final = 1 << 26
 _TRIM_FROM: Final = (1 << 31) - 1
 
 
@@ -41,7 +41,7 @@ def _set_up() -> str:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # musl has none
         return "off: the system's C library is not glibc"
-    done = mallopt(_M_MMAP_THRESHOLD, _MMAP_FROM) and mallopt(_M_TRIM_THRESHOLD, _TRIM_FROM)
+    done = mallopt(_M_MMAP_THRESHOLD, MMAP_FROM) and mallopt(_M_TRIM_THRESHOLD, _TRIM_FROM)
     return "on" if done else "off: mallopt refused"
 
 

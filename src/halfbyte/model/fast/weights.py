@@ -10,11 +10,14 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["SLAB", "dense", "fault", "keep_as_quantized", "slabs"]
+from halfbyte.model.fast import alloc
 
-# Bytes of a 4-bit weight that are dense at once. Of a 7B model a weight is up to 235 MB in float32:
-# whole it was the widest thing of a step, and fresh pages each time (see alloc).
-SLAB: Final = 1 << 25
+__all__ = ["dense", "fault", "keep_as_quantized", "pieces", "slabs"]
+
+# The least bytes of a piece of a 4-bit weight that is made dense piece by piece. Of a 7B model a
+# weight is up to 235 MB in float32, and whole it was the widest thing of a step. Smaller pieces
+# would come from the heap and leave holes in it: 32 MiB took 1.6 GB more (DECISIONS.md).
+SLAB: Final = alloc.MMAP_FROM
 
 
 def fault(layer: nn.Module, dtype: torch.dtype) -> str | None:
@@ -49,8 +52,8 @@ def dense(layer: Any, dtype: torch.dtype) -> torch.Tensor:
 
 
 def slabs(layer: Any, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
-    """What `dense` gives, in pieces of `SLAB` bytes at most where 4 bits are made dense: the
-    outputs, and their weights [count, in]. One piece at a time is alive if the caller drops it.
+    """What `dense` gives, in `pieces` where 4 bits are made dense: the outputs, and their weights
+    [count, in]. One piece at a time is alive if the caller drops it.
     """
     count = _slab_rows(layer, dtype)
     if count is None:
@@ -73,15 +76,19 @@ def slabs(layer: Any, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]
         )
 
 
+def pieces(size: int) -> int:
+    """In how many pieces a 4-bit weight of so many dense bytes is made dense."""
+    return max(1, size // SLAB)
+
+
 def _slab_rows(layer: Any, dtype: torch.dtype) -> int | None:
-    """How many outputs a slab has; None where the weight is small, or cannot be cut."""
+    """How many outputs a slab has; None where the weight stays whole."""
     if not isinstance(layer.weight, bnb.nn.Params4bit):
         return None
     state = _state(layer)
     outs, ins = state.shape
-    if outs * ins * dtype.itemsize <= SLAB or ins % state.blocksize:
-        return None
-    return max(1, SLAB // (ins * dtype.itemsize))
+    count = pieces(outs * ins * dtype.itemsize)
+    return None if count == 1 or ins % state.blocksize else -(-outs // count)
 
 
 def _state(layer: Any) -> Any:
