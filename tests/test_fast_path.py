@@ -505,6 +505,20 @@ def test_checkpointed_layers_give_the_same_gradients(count: int) -> None:
     assert sizes[1] < sizes[0]
 
 
+@pytest.mark.parametrize(("large", "trims"), [(True, 2), (False, 0)])
+def test_large_layers_are_computed_again_on_a_trimmed_heap(
+    large: bool, trims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once forward and once backward for each layer computed again; small ones are not worth it."""
+    model = tiny_model("llama").train()
+    monkeypatch.setattr(checkpoint.alloc, "MMAP_FROM", 4 * 64 * 64 if large else 1 << 26)
+    calls: list[int] = []
+    monkeypatch.setattr(checkpoint.alloc, "trim", lambda: calls.append(1))
+    checkpoint.set_layers(model, 1)
+    model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()
+    assert len(calls) == trims
+
+
 @pytest.mark.parametrize(
     ("given", "call", "said", "setting"),
     [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from halfbyte.model.fast import alloc
 
 __all__ = ["layers", "set_layers"]
 
@@ -27,7 +30,27 @@ def set_layers(model: nn.Module, count: int) -> int:
     found = layers(model)
     for number, layer in enumerate(found):
         layer.gradient_checkpointing = number < count
-        layer._gradient_checkpointing_func = partial(  # noqa: SLF001  transformers sets it so too
-            checkpoint, use_reentrant=False
-        )
+        again = partial(checkpoint, use_reentrant=False)
+        if _large(layer):
+            again = partial(_trimmed, again)
+        layer._gradient_checkpointing_func = again  # noqa: SLF001  transformers sets it so too
     return min(count, len(found))
+
+
+def _large(layer: nn.Module) -> bool:
+    """Whether a layer takes so long that asking the allocator beside it costs nothing."""
+    linear = [one for one in layer.modules() if isinstance(one, nn.Linear)]
+    widest = max((one.in_features * one.out_features for one in linear), default=0)
+    return 4 * widest >= alloc.MMAP_FROM
+
+
+def _trimmed(again: Callable[..., Any], layer: Callable[..., Any], *args: Any) -> Any:
+    """Run `layer` now and in the backward pass, each time on a heap without holes: gradients and
+    the optimizer's moments cut what earlier layers left into pieces that no activation fits.
+    """
+
+    def run(*inputs: Any) -> Any:
+        alloc.trim()
+        return layer(*inputs)
+
+    return again(run, *args)
