@@ -7,6 +7,7 @@ Here a step is one packed pass over all rows, prompts and answers together, with
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,9 +21,9 @@ from transformers import PreTrainedModel
 from halfbyte.infer.attention import Layout, plan
 from halfbyte.infer.backend import Span, adapter_names, check_known, check_new, inner_model
 from halfbyte.infer.cache import KVCache
-from halfbyte.infer.layer import Layer, Norms, Shape, adapted, rms_norm
-from halfbyte.infer.mixing import Adapter, Mixer
+from halfbyte.infer.layer import PROJECTIONS, Layer, Lora, Norms, Shape, adapted, rms_norm
 from halfbyte.infer.projection import (
+    Factor,
     Projection,
     Source,
     base_layer,
@@ -46,6 +47,15 @@ _KNOWN: Final = {
 _FIXED_ROPE: Final = {"default", "linear", "llama3", "yarn"}  # angles that no length changes
 _ACTIVATIONS: Final = {"silu", "gelu", "gelu_pytorch_tanh"}
 _COPY_SHARE: Final = 0.4  # of free memory that dense copies of the weights may take
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """An adapter's weights as they were when it was read: four factors a layer, and the head's."""
+
+    name: str
+    layers: tuple[tuple[Factor, ...], ...]
+    head: Factor
 
 
 def unsupported(model: PreTrainedModel | PeftModel) -> str:
@@ -92,7 +102,6 @@ class DecoderBackend:
         self._logits = self._scripted(self._head.product)
         self._rope = _Rope(body.rotary_emb, self._dtype, self._device)
         self._adapters: dict[str, Adapter] = {}
-        self._mixer = Mixer()
         self.cache = KVCache(self._dtype, self._device)
         self.positions = int(config.max_position_embeddings)
         self.vocabulary = int(inner.get_output_embeddings().out_features)
@@ -125,9 +134,7 @@ class DecoderBackend:
 
     def unload(self, name: str) -> Hashable | None:
         """See `Backend.unload`."""
-        adapter = self._adapters.pop(name, None)
-        self._mixer.forget(adapter)
-        return adapter
+        return self._adapters.pop(name, None)
 
     def _read(self, name: str, source: Source) -> Adapter:
         layers = tuple(tuple(p.factor(source) for p in layer) for layer in self._projections)
@@ -155,8 +162,8 @@ class DecoderBackend:
             owners += [index] * span.want
         kept = hidden if len(ends) == len(hidden) else hidden[ends]
         normed = rms_norm(kept, self._norm, self._shape.eps)
-        mix = self._mixer.mix(packed, [span.want for span in packed])
-        logits = adapted(self._logits(normed), normed, mix.lora(None), 0)
+        lora = _lora(_groups(packed, [span.want for span in packed]), None)
+        logits = adapted(self._logits(normed), normed, lora, 0)
         back = sorted(range(len(owners)), key=lambda i: (owners[i], i))
         return logits if back == list(range(len(back))) else logits[back]
 
@@ -167,7 +174,7 @@ class DecoderBackend:
         positions = [place for span in spans for place in range(span.start, span.stop)]
         rotation = self._rope(torch.tensor(positions, device=device))
         places = self._places(spans)
-        mix = self._mixer.mix(spans, [len(span.ids) for span in spans])
+        groups = _groups(spans, [len(span.ids) for span in spans])
         todo = plan(spans, self._layout)
         x = functional.embedding(ids, self._embedding).to(self._dtype)
         if self._gemma:
@@ -175,7 +182,7 @@ class DecoderBackend:
             x = x * torch.tensor(x.shape[1] ** 0.5, dtype=self._dtype, device=device)
         for index, layer in enumerate(self._layers):
             keys, values = self.cache.layer(index, shape.kv_heads, (shape.width, shape.width))
-            x = layer(x, rotation, (keys, values, places), todo, mix.lora(index))
+            x = layer(x, rotation, (keys, values, places), todo, _lora(groups, index))
         return x
 
     def _places(self, spans: Sequence[Span]) -> torch.Tensor:
@@ -264,6 +271,39 @@ def _fits(layers: nn.Module, dtype: torch.dtype) -> bool:
 
 def _order(span: Span) -> tuple[int, bool, int]:
     return (0 if span.adapter is None else id(span.adapter), len(span.ids) > 1, span.slot)
+
+
+def _groups(spans: Sequence[Span], counts: Sequence[int]) -> list[tuple[int, int, Adapter]]:
+    """Neighbouring rows of one adapter: (start, stop, adapter) in a packing of so many places a
+    span.
+    """
+    groups: list[tuple[int, int, Adapter]] = []
+    start = 0
+    for span, count in zip(spans, counts, strict=True):
+        stop = start + count
+        if isinstance(span.adapter, Adapter) and count:
+            if groups and groups[-1][1] == start and groups[-1][2] is span.adapter:
+                groups[-1] = (groups[-1][0], stop, span.adapter)
+            else:
+                groups.append((start, stop, span.adapter))
+        start = stop
+    return groups
+
+
+def _lora(groups: Sequence[tuple[int, int, Adapter]], layer: int | None) -> Lora:
+    """The groups' factors in one layer, or in the head (None)."""
+    factors = [
+        factor
+        for _, _, adapter in groups
+        for factor in ((adapter.head,) * PROJECTIONS if layer is None else adapter.layers[layer])
+    ]
+    return Lora(
+        [start for start, _, _ in groups],
+        [stop for _, stop, _ in groups],
+        [factor.down for factor in factors],
+        [factor.up for factor in factors],
+        [factor.rescale for factor in factors],
+    )
 
 
 def _linear(layer: Any) -> tuple[list[nn.Module], ...]:

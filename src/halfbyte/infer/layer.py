@@ -23,8 +23,7 @@ PROJECTIONS = 4
 class Lora(NamedTuple):
     """The adapters of one layer: rows starts[g]:stops[g] of the packed input have group g's.
 
-    `down`, `up`, `rescale`: at g * 4 + projection; see `Factor`. `masks`: empty, or at the same
-    places [rows of the group, ranks]: which of the ranks are a row's own.
+    `down`, `up`, `rescale`: at g * 4 + projection; see `Factor`.
     """
 
     starts: list[int]
@@ -32,7 +31,6 @@ class Lora(NamedTuple):
     down: list[torch.Tensor]
     up: list[list[torch.Tensor]]
     rescale: list[torch.Tensor]
-    masks: list[torch.Tensor]
 
 
 class Shape(NamedTuple):
@@ -141,8 +139,6 @@ def adapted(out: torch.Tensor, x: torch.Tensor, lora: Lora, which: int) -> torch
             start, stop = lora.starts[group], lora.stops[group]
             part = out[start:stop]
             low = x[start:stop] @ down
-            if len(lora.masks) > 0:
-                low.mul_(lora.masks[at])
             row, column = 0, 0
             for up in lora.up[at]:
                 rank, outs = up.shape[0], up.shape[1]
