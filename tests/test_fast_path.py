@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -136,8 +137,20 @@ def test_a_large_weight_is_made_dense_in_slabs(
     slabs = [slab for _, slab in weights.slabs(layer, torch.float32)]
     assert [len(slab) for slab in slabs] == ([32, 32, 32] if ins == 64 else [96])
     assert torch.equal(torch.cat(slabs), dense)
+    del slabs
+    made: list[Any] = []
+
+    def watched(*args: Any) -> torch.Tensor:
+        assert all(one() is None for one in made), "two slabs are alive at once"
+        slab = four_bit(*args)
+        made.append(weakref.ref(slab))
+        return slab
+
+    four_bit = weights._four_bit
+    monkeypatch.setattr(weights, "_four_bit", watched)
     for got, wanted in zip(found(), whole, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-4)
+    assert len(made) == (6 if ins == 64 else 2)  # forward and backward
 
 
 def test_switching_adapters_is_pefts() -> None:
@@ -520,20 +533,21 @@ def test_large_layers_are_computed_again_on_a_trimmed_heap(
 
 
 @pytest.mark.parametrize(
-    ("given", "call", "said", "setting"),
+    ("given", "said", "setting"),
     [
-        ({}, "set_up(shares=True)", "short", "1000"),
-        ({"GOMP_SPINCOUNT": "7"}, "set_up(shares=True)", "as GOMP_SPINCOUNT", "7"),
-        ({"OMP_WAIT_POLICY": "active"}, "set_up(shares=True)", "as OMP_WAIT_POLICY", "None"),
+        ({}, "short", "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "as GOMP_SPINCOUNT", "7"),
+        ({"OMP_WAIT_POLICY": "active"}, "as OMP_WAIT_POLICY", "None"),
     ],
 )
 def test_threads_wait_briefly_on_a_shared_machine(
-    given: dict[str, str], call: str, said: str, setting: str
+    given: dict[str, str], said: str, setting: str
 ) -> None:
     """What the user set wins; nothing of it loads torch."""
     code = (
         "import os, sys; from halfbyte.model.fast import waiting"
-        f"; print(waiting.{call}, os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+        "; said, setting = waiting.set_up(shares=True), os.environ.get('GOMP_SPINCOUNT')"
+        "; print(said, setting, 'torch' in sys.modules)"
     )
     clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     line = [sys.executable, "-c", code]

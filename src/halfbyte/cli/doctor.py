@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from halfbyte.cli.heavy import before_torch
 from halfbyte.cli.show import console, size
+from halfbyte.model.fast import alloc
 from halfbyte.model.machine import Machine
 
 
@@ -19,7 +19,7 @@ from halfbyte.model.machine import Machine
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, not tables.")
 def doctor(as_json: bool) -> None:
     """Say what this machine is, has and can hold."""
-    before_torch()  # as `halfbyte train` does, so that what is said holds for it
+    alloc.set_up()  # as `halfbyte train` does, so that what is said holds for it
     from halfbyte.model.machine import fast_parts, inspect_machine
 
     machine = inspect_machine()

@@ -24,7 +24,6 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from halfbyte.errors import InputError, IntegrityError
 from halfbyte.model.adapter_config import (
@@ -34,6 +33,7 @@ from halfbyte.model.adapter_config import (
     read_adapter_config,
 )
 from halfbyte.model.catalogue import find
+from halfbyte.model.fast.weights import features
 from halfbyte.model.targets import linear_layers
 from halfbyte.model.untrusted import check_no_pickle, read_header
 
@@ -172,20 +172,12 @@ def expected_shapes(model: PreTrainedModel | PeftModel, settings: AdapterConfig)
     for name, layer in chosen.items():
         rank_key = get_pattern_key(list(settings.rank_pattern), name)
         rank = settings.rank_pattern.get(rank_key, settings.r)
-        wide, high = _features(layer)
+        wide, high = features(layer)
         expected[f"{_PREFIX}{name}.lora_A.weight"] = (rank, wide)
         expected[f"{_PREFIX}{name}.lora_B.weight"] = (high, rank)
         if settings.use_dora:
             expected[f"{_PREFIX}{name}.lora_magnitude_vector"] = (high,)
     return expected
-
-
-def _features(layer: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs: quantized weights do not have the layer's shape."""
-    if isinstance(layer, Conv1D):
-        return layer.nx, layer.nf
-    assert isinstance(layer, nn.Linear)
-    return layer.in_features, layer.out_features
 
 
 def _weights_file(folder: Path) -> Path:

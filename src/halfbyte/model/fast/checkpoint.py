@@ -38,9 +38,12 @@ def set_layers(model: nn.Module, count: int) -> int:
 
 
 def _large(layer: nn.Module) -> bool:
-    """Whether a layer takes so long that asking the allocator beside it costs nothing."""
+    """Whether a layer takes so long, on a CPU, that asking the allocator beside it costs nothing;
+    what a card holds is not in glibc's heap.
+    """
     linear = [one for one in layer.modules() if isinstance(one, nn.Linear)]
-    widest = max((one.in_features * one.out_features for one in linear), default=0)
+    on_cpu = [one for one in linear if one.weight.device.type == "cpu"]
+    widest = max((one.in_features * one.out_features for one in on_cpu), default=0)
     return 4 * widest >= alloc.MMAP_FROM
 
 

@@ -216,7 +216,7 @@ class _LoraLinears(torch.autograd.Function):
 
 def _product(x: torch.Tensor, base: Any, pool: buffers.Pool | None) -> torch.Tensor:
     """x Wᵀ + bias [..., out]."""
-    outs = base.nf if isinstance(base, Conv1D) else base.out_features
+    _, outs = weights.features(base)
     y = buffers.empty((*x.shape[:-1], outs), x, pool)
     rows, flat = x.reshape(-1, x.shape[-1]), y.view(-1, outs)
     for some, weight in weights.slabs(base, x.dtype):
@@ -224,6 +224,7 @@ def _product(x: torch.Tensor, base: Any, pool: buffers.Pool | None) -> torch.Ten
             torch.mm(rows, weight.T, out=flat[:, some])
         else:
             torch.addmm(base.bias[some], rows, weight.T, out=flat[:, some])
+        del weight  # before the next slab is made
     return y
 
 
@@ -239,6 +240,7 @@ def _by_input(
             torch.mm(dy[:, some], weight, out=dx)
         else:
             dx.addmm_(dy[:, some], weight)
+        del weight  # before the next slab is made
     assert dx is not None
     return dx
 

@@ -3,8 +3,8 @@
 libgomp's threads spin for a millisecond at every end of a product, which is quickest where nobody
 else wants the core. Beside other work it holds up that work and with it the thread waited for.
 Measured on two cores (2026-11-26): two trainings at once take 31 s a step each with the default
-and 10.4 s with short waits; a training alone up to 8 % longer with them. This module imports
-nothing heavy, because torch's threads read the setting when it is loaded.
+and 10.4 s with short waits; a training alone takes up to a tenth longer with them. This module
+imports nothing heavy, because torch's threads read the setting when it is loaded.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from halfbyte.model.fast import alloc
 
-__all__ = ["dense", "fault", "keep_as_quantized", "pieces", "slabs"]
+__all__ = ["dense", "fault", "features", "keep_as_quantized", "pieces", "slabs"]
 
 # The least bytes of a piece of a 4-bit weight that is made dense piece by piece. Of a 7B model a
 # weight is up to 235 MB in float32, and whole it was the widest thing of a step. Smaller pieces
@@ -34,6 +34,14 @@ def fault(layer: nn.Module, dtype: torch.dtype) -> str | None:
     ):
         return None
     return f"its weight is a {type(weight).__name__} of {weight.dtype}, its input {dtype}"
+
+
+def features(layer: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer: quantized weights do not have the layer's shape."""
+    if isinstance(layer, Conv1D):
+        return layer.nx, layer.nf
+    assert isinstance(layer, nn.Linear)
+    return layer.in_features, layer.out_features
 
 
 def dense(layer: Any, dtype: torch.dtype) -> torch.Tensor:
