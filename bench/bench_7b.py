@@ -110,6 +110,7 @@ def train(folder: Path, limit: int, steps: int) -> None:
     """Load, attach, take some steps; print what that took as JSON."""
     from halfbyte.model.fast import alloc
 
+    alloc.restart()
     alloc.set_up()
     from halfbyte import api  # noqa: F401  what `halfbyte train` loads
     from halfbyte.api.arranging import LATER, Work, held_now, settle, way_of

@@ -85,6 +85,7 @@ def one(point: dict[str, Any], repeats: int) -> None:
     """Take one point here and print its figures as JSON."""
     from halfbyte.model.fast import alloc
 
+    alloc.restart()
     alloc.set_up()
     from steps import make_ready
 

@@ -133,6 +133,7 @@ def plain_step(base: str, given: argparse.Namespace, dtype: torch.dtype) -> Call
 
 def main() -> None:
     given = arguments()
+    alloc.restart()
     alloc.set_up()  # before torch takes memory, as `halfbyte train` does
     threads = set_threads(given.threads)
     dtype = choose("auto", "cpu").dtype

@@ -56,6 +56,7 @@ def train_rows(data: Path, folder: Path) -> None:
     """A few steps of a tiny model with the embedded base's tokenizer; print the peak."""
     from halfbyte.model.fast import alloc
 
+    alloc.restart()
     alloc.set_up()
     from transformers import AutoConfig, AutoModelForCausalLM
 

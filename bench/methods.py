@@ -21,7 +21,11 @@ HEADER = ("method", "trainable", "share", "weights, MB", "result, MB", "peak RSS
 
 
 def one(method: str, overrides: list[str]) -> None:
-    """Train one method here and print its figures as a line of JSON."""
+    """Train one method here, as `halfbyte train` does, and print its figures as a line of JSON."""
+    from halfbyte.model.fast import alloc
+
+    alloc.restart()
+    alloc.set_up()
     from halfbyte import api
     from halfbyte.config import load_config
     from halfbyte.config.recipes import find

@@ -479,17 +479,6 @@ def test_repacked_weights_come_back() -> None:
     torch.testing.assert_close(after, before, rtol=0.05, atol=0.01)
 
 
-def test_the_allocator_is_set_up_before_torch() -> None:
-    """alloc can be imported and set up without torch, twice."""
-    code = (
-        "import sys; from halfbyte.model.fast import alloc; assert 'did not ask' in alloc.state()"
-        "; assert alloc.set_up() == alloc.state()"
-        "; alloc.trim(); assert 'torch' not in sys.modules; print(alloc.set_up())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[0] in ("on", "off:")
-
-
 @pytest.mark.parametrize("count", [1, 2])
 def test_checkpointed_layers_give_the_same_gradients(count: int) -> None:
     """Some or all layers computed again, dropout included: the same bytes, with less kept."""

@@ -47,6 +47,7 @@ def few(job: Job) -> Path:
 
 def main() -> None:
     job = read_job()
+    alloc.restart()
     alloc.set_up()  # as `halfbyte train` does, before torch takes memory
     from halfbyte import api
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, Literal
 
@@ -17,6 +17,7 @@ from halfbyte.errors import ResourceError
 from halfbyte.model.arrange import Arrangement, Loads, Wishes, arrange
 from halfbyte.model.budget import Load, Way
 from halfbyte.model.catalogue import CATALOGUE
+from halfbyte.model.fast import alloc
 from halfbyte.model.load import Form
 from halfbyte.model.shape import Shape, catalogue_config, shape_of
 from halfbyte.model.sizes import SIZES
@@ -26,10 +27,9 @@ from halfbyte.train import Source, free_memory
 # 16 bits they take half of it and what every micro-batch costs weighs more, so there are twice as
 # many (docs/benchmarks.md). A GPU is only busy with more.
 _TOKENS: Final = {"cpu": 512, "cuda": 8192}
-# What a process takes after it has read its data: kernels and libraries that load on first use, on
-# a CPU holes in the heap that loading and a first micro-batch of any size leave (130 MB of it), and
+# What a process takes after it has read its data: kernels and libraries that load on first use, and
 # on CUDA the context. Measured with bench/bench_plan.py.
-LATER: Final = {"cpu": 190_000_000, "cuda": 600_000_000}
+LATER: Final = {"cpu": 60_000_000, "cuda": 600_000_000}
 _HEAVIEST: Final = 4  # steps that are arranged on trial to find the largest micro-batch
 
 
@@ -72,6 +72,7 @@ def way_of(config: Config, form: Form) -> Way:
         dropout=config.lora.dropout > 0,
         optimizer=config.train.optimizer,
         cuda=form.device.type == "cuda",
+        scatters=form.device.type == "cpu" and not alloc.finds_again(),
     )
 
 
@@ -181,8 +182,14 @@ def advise(
     kind = "cuda" if way.cuda else "cpu"
     for words, changed, bounded in _changes(config, work):
         if changed.method == "qlora" and way.method != "qlora":
-            itemsize = way.compute
-            way = Way("qlora", itemsize, itemsize, "nf4", True, changed.lora.rank, cuda=way.cuda)
+            way = replace(
+                way,
+                method="qlora",
+                weights=way.compute,
+                quantization="nf4",
+                double_quant=True,
+                rank=changed.lora.rank,
+            )
         if changed.model.base != config.model.base:
             targets = changed.lora.targets
             shape = shape_of(catalogue_config(SIZES[changed.model.base]), targets, kind)

@@ -13,6 +13,7 @@ import click
 
 from halfbyte import __version__
 from halfbyte.errors import HalfbyteError
+from halfbyte.model.fast import alloc
 
 # name: (module, attribute, help). The help stands here so that `halfbyte --help` loads no command.
 COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
@@ -34,6 +35,8 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "config": ("settings", "config", "List every setting, or resolve a recipe."),
     "doctor": ("doctor", "doctor", "What this machine is, has and can hold."),
 }
+# Commands that compute, or say what computing takes: they start with an allocator that wastes less.
+_COMPUTE: Final = frozenset(COMMANDS) - {"report", "runs", "data", "recipes", "config"}
 
 
 class Commands(click.Group):
@@ -71,6 +74,8 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run a command; every halfbyte error becomes its message and its exit code."""
+    if arguments is None and _program(sys.argv[1:]):
+        alloc.restart()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked workers warn otherwise
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars follow it
     warnings.filterwarnings("ignore", category=FutureWarning)  # theirs, of APIs we do not call
@@ -92,3 +97,8 @@ def main(arguments: list[str] | None = None) -> Any:
     except BrokenPipeError:  # `halfbyte … | head` closes our output: that is no error
         sys.stderr.close()
         sys.exit(0)
+
+
+def _program(words: list[str]) -> bool:
+    """Whether this process was started for one of the commands that compute."""
+    return words[:1] != [] and words[0] in _COMPUTE and sys.orig_argv[-len(words) :] == words

@@ -25,8 +25,11 @@ _SINGLE: Final = (4 + 32 / 64) / 8
 _MOMENTS: Final = {"adamw": 8.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 2.1}
 FLOAT: Final = 4
 HALF: Final = 2
-# What the allocator cannot use again, over what a step keeps: one number for the six settings of
-# bench/bench_plan.py (DECISIONS.md). The holes that every training leaves are in its runtime.
+# Holes that glibc's allocator cannot use again where its caches of small blocks are on
+# (`fast.alloc`): what every training leaves, and a share of what comes and goes in a step. Fitted
+# to two steps of each of the six settings of bench/bench_plan.py; longer trainings take up to a
+# sixth more (DECISIONS.md).
+_HOLES: Final = 130_000_000
 _SCATTERED: Final = 0.25
 
 
@@ -35,7 +38,8 @@ class Way:
     """How a model is trained, as far as memory goes.
 
     `weights`, `compute`: bytes of an unquantized weight, and of an activation. `quantization`:
-    nf4, fp4, int8 or None. `rank`: the adapter's (0 in full training).
+    nf4, fp4, int8 or None. `rank`: the adapter's (0 in full training). `scatters`: freed memory is
+    not all found again (`fast.alloc.finds_again`).
     """
 
     method: Method
@@ -47,6 +51,7 @@ class Way:
     dropout: bool = False
     optimizer: str = "adamw"
     cuda: bool = False
+    scatters: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +195,7 @@ def _working(shape: Shape, way: Way, load: Load, recomputed: int) -> int:
 
 
 def _scattered(whole: Memory, way: Way) -> int:
-    """Holes between what is kept: a share of what comes and goes in a step."""
-    share = 0.0 if way.cuda else _SCATTERED
-    return round(share * (whole.activations + whole.logits + whole.working))
+    """Holes between what is kept, where the allocator leaves any."""
+    if not way.scatters:
+        return 0
+    return _HOLES + round(_SCATTERED * (whole.activations + whole.logits + whole.working))

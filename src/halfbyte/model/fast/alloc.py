@@ -1,13 +1,20 @@
-"""glibc's allocator, told to keep what torch frees: big buffers are not faulted in anew each step.
+"""glibc's allocator, told to keep what torch frees, and to find it again.
 
-Measured on a QLoRA step of SmolLM2-135M: 15 to 25 % faster; memory held rises a little. This
-module imports nothing heavy, because it must run before torch takes its first large block.
+Kept, big buffers are not faulted in anew each step: 15 to 25 % of a QLoRA step of SmolLM2-135M.
+Found again: torch aligns every block, so glibc cuts a sliver of some 64 bytes off the hole it
+uses, and each thread's cache of small blocks keeps that sliver when the block is freed. A hole so
+trimmed fits its own size no more, and a training held up to twice what it used. Only the
+environment can turn that cache off, before the program starts: `restart`.
+
+This module imports nothing heavy, because it must run before torch takes its first large block.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 from typing import Final
 
 # mallopt's parameters, from malloc.h
@@ -20,6 +27,11 @@ MMAP_FROM: Final = 1 << 26
 _TRIM_FROM: Final = (1 << 31) - 1
 
 
+# Names and values as in glibc's manual, "Memory Allocation Tunables"
+_TUNABLES: Final = "GLIBC_TUNABLES"
+_CACHE: Final = "glibc.malloc.tcache_count"
+
+
 _done: list[str] = []  # what the last `set_up` of this process said
 
 
@@ -27,6 +39,40 @@ def set_up() -> str:
     """Keep freed memory for the next step; returns what was done, or why nothing was."""
     _done[:] = [_set_up()]
     return _done[0]
+
+
+def restart() -> None:
+    """Start this program again, as the same process, without glibc's caches of small blocks.
+
+    Does nothing where that is so already, where the user has said how large they are, where the C
+    library is another, or under a debugger. To be called before anything was read or begun.
+    """
+    before = os.environ.get(_TUNABLES, "")
+    if _CACHE in before or not sys.executable or not _glibc() or sys.gettrace() is not None:
+        return
+    os.environ[_TUNABLES] = ":".join(filter(None, (before, f"{_CACHE}=0")))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  it is this program
+
+
+def finds_again() -> bool:
+    """Whether freed blocks serve blocks of their size: this process began without the caches."""
+    try:
+        began = Path("/proc/self/environ").read_bytes()  # not what was set later
+    except OSError:
+        return False
+    # glibc reads the list in place, and some versions leave zeros where its colons were
+    words = began.replace(f"{_TUNABLES}=".encode(), b"").replace(b":", b"\0").split(b"\0")
+    return f"{_CACHE}=0".encode() in words
+
+
+def _glibc() -> bool:
+    """Whether the C library is glibc."""
+    try:
+        return "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
+    except (AttributeError, ValueError, OSError):  # Windows has no confstr, others not this name
+        return False
 
 
 def state() -> str:

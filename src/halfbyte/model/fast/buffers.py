@@ -1,9 +1,9 @@
 """Large results written into memory that earlier results have left, instead of new memory.
 
-glibc before 2.38 cannot put an aligned block into a hole of exactly its size, and torch aligns all
-its blocks. So of a step's freed activations only what lies next to another hole is used again:
-a third to a half of what a training held was such holes (DECISIONS.md). A pool keeps the blocks
-and hands out those that no tensor uses any more.
+What a micro-batch keeps comes in sizes of its own, and what it leaves in the heap is cut up by
+what is taken next. A pool keeps such blocks beside the heap and hands out those that no tensor
+uses any more: 1,174 against 1,208 MB without it for steps of 500 tokens, 2,219 against 2,392 for
+2,000, and far more where glibc's caches are on (`fast/alloc.py`; DECISIONS.md).
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from halfbyte.model.fast import buffers
 from halfbyte.model.fast.narrow import product, slices
 
 __all__ = ["Head", "nll_sum", "nll_values"]
@@ -120,7 +119,7 @@ class _Work:
         self._chunk = min(head.chunk(hidden.dtype), self._count)
         few = max(1, _SLICE_BYTES // (torch.float32.itemsize * vocabulary))
         self._slice = min(self._chunk, few if hidden.device.type == "cpu" else self._chunk)
-        self._scores = buffers.empty((self._chunk, vocabulary), hidden, buffers.current())
+        self._scores = hidden.new_empty(self._chunk, vocabulary)
         self._wide = None  # the scores themselves serve where they are float32
         if hidden.dtype != torch.float32:
             self._wide = hidden.new_empty(self._slice, vocabulary, dtype=torch.float32)

@@ -139,6 +139,8 @@ def _allocator_part(device: str) -> Part:
     if said != "on":
         return Part("allocator", False, said.removeprefix("off: "))
     held = "freed memory is kept for the next step"
+    if device == "cpu" and not alloc.finds_again():
+        held += ", with holes: start with GLIBC_TUNABLES=glibc.malloc.tcache_count=0"
     return Part("allocator", True, held if device == "cpu" else f"{held}, on the CPU's side")
 
 
