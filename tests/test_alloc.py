@@ -115,3 +115,17 @@ def test_the_summary_says_what_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     for again, said in ((True, False), (False, True)):
         monkeypatch.setattr(alloc, "finds_again", lambda again=again: again)
         assert (CACHE_OFF in parts._allocator_part("cpu").reason) is said
+
+
+def test_the_peak_is_this_programs_own() -> None:
+    """Not that of the program that started it, which Linux counts as a child's too."""
+    code = (
+        "import torch; from halfbyte.train.step import peak_memory"
+        "; print(peak_memory(torch.device('cpu')))"
+    )
+    held = 1_500_000_000
+    starter = (
+        f"import subprocess, sys; held = b'x' * {held}"
+        f'; subprocess.run([sys.executable, "-c", {code!r}], check=True)'
+    )
+    assert 50_000_000 < int(run(starter)) < held

@@ -507,12 +507,17 @@ def test_checkpointed_layers_give_the_same_gradients(count: int) -> None:
     assert sizes[1] < sizes[0]
 
 
-@pytest.mark.parametrize(("large", "trims"), [(True, 2), (False, 0)])
+@pytest.mark.parametrize(
+    ("large", "again", "trims"), [(True, False, 2), (False, False, 0), (True, True, 0)]
+)
 def test_large_layers_are_computed_again_on_a_trimmed_heap(
-    large: bool, trims: int, monkeypatch: pytest.MonkeyPatch
+    large: bool, again: bool, trims: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once forward and once backward for each layer computed again; small ones are not worth it."""
+    """Once forward and once backward for each layer computed again; small ones are not worth it,
+    nor is it needed where freed blocks are found again.
+    """
     model = tiny_model("llama").train()
+    monkeypatch.setattr(checkpoint.alloc, "finds_again", lambda: again)
     monkeypatch.setattr(checkpoint.alloc, "MMAP_FROM", 4 * 64 * 64 if large else 1 << 26)
     calls: list[int] = []
     monkeypatch.setattr(checkpoint.alloc, "trim", lambda: calls.append(1))

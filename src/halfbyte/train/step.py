@@ -8,11 +8,13 @@ changes nothing but rounding.
 from __future__ import annotations
 
 import math
+import re
 import resource
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -209,5 +211,10 @@ def peak_memory(device: torch.device) -> int:
     """Peak bytes so far: of the device's allocator on CUDA, else of the process (resident)."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    with suppress(OSError):
+        # getrusage's is at least what the program held that started this one
+        found = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
+        if found:
+            return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB

@@ -31,7 +31,7 @@ def set_layers(model: nn.Module, count: int) -> int:
     for number, layer in enumerate(found):
         layer.gradient_checkpointing = number < count
         again = partial(checkpoint, use_reentrant=False)
-        if _large(layer):
+        if not alloc.finds_again() and _large(layer):
             again = partial(_trimmed, again)
         layer._gradient_checkpointing_func = again  # noqa: SLF001  transformers sets it so too
     return min(count, len(found))
@@ -48,8 +48,9 @@ def _large(layer: nn.Module) -> bool:
 
 
 def _trimmed(again: Callable[..., Any], layer: Callable[..., Any], *args: Any) -> Any:
-    """Run `layer` now and in the backward pass, each time on a heap without holes: gradients and
-    the optimizer's moments cut what earlier layers left into pieces that no activation fits.
+    """Run `layer` now and in the backward pass, each time on a heap without holes: where glibc does
+    not find freed blocks again, gradients and the optimizer's moments cut what earlier layers left
+    into pieces that no activation fits.
     """
 
     def run(*inputs: Any) -> Any:
