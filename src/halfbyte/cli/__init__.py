@@ -101,4 +101,4 @@ def main(arguments: list[str] | None = None) -> Any:
 
 def _program(words: list[str]) -> bool:
     """Whether this process was started for one of the commands that compute."""
-    return words[:1] != [] and words[0] in _COMPUTE and sys.orig_argv[-len(words) :] == words
+    return bool(words) and words[0] in _COMPUTE and sys.orig_argv[-len(words) :] == words

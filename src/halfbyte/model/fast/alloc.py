@@ -30,7 +30,8 @@ _TRIM_FROM: Final = (1 << 31) - 1
 # Names and values as in glibc's manual, "Memory Allocation Tunables"
 _TUNABLES: Final = "GLIBC_TUNABLES"
 _CACHE: Final = "glibc.malloc.tcache_count"
-
+_WITHOUT: Final = f"{_CACHE}=0"
+SETTING: Final = f"{_TUNABLES}={_WITHOUT}"  # what a program's environment needs before it starts
 
 _done: list[str] = []  # what the last `set_up` of this process said
 
@@ -50,7 +51,7 @@ def restart() -> None:
     before = os.environ.get(_TUNABLES, "")
     if _CACHE in before or not sys.executable or not _glibc() or sys.gettrace() is not None:
         return
-    os.environ[_TUNABLES] = ":".join(filter(None, (before, f"{_CACHE}=0")))
+    os.environ[_TUNABLES] = ":".join(filter(None, (before, _WITHOUT)))
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  it is this program
@@ -64,7 +65,7 @@ def finds_again() -> bool:
         return False
     # glibc reads the list in place, and some versions leave zeros where its colons were
     words = began.replace(f"{_TUNABLES}=".encode(), b"").replace(b":", b"\0").split(b"\0")
-    return f"{_CACHE}=0".encode() in words
+    return _WITHOUT.encode() in words
 
 
 def _glibc() -> bool:

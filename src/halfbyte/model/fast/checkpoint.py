@@ -27,11 +27,11 @@ def set_layers(model: nn.Module, count: int) -> int:
     a frozen embedding needs no gradient of its own and nothing below the lowest adapter is
     computed twice.
     """
-    found = layers(model)
+    found, scatters = layers(model), not alloc.finds_again()
     for number, layer in enumerate(found):
         layer.gradient_checkpointing = number < count
         again = partial(checkpoint, use_reentrant=False)
-        if not alloc.finds_again() and _large(layer):
+        if scatters and _large(layer):
             again = partial(_trimmed, again)
         layer._gradient_checkpointing_func = again  # noqa: SLF001  transformers sets it so too
     return min(count, len(found))

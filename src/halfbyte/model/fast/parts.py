@@ -140,7 +140,7 @@ def _allocator_part(device: str) -> Part:
         return Part("allocator", False, said.removeprefix("off: "))
     held = "freed memory is kept for the next step"
     if device == "cpu" and not alloc.finds_again():
-        held += ", with holes: start with GLIBC_TUNABLES=glibc.malloc.tcache_count=0"
+        held += f", with holes: start with {alloc.SETTING}"
     return Part("allocator", True, held if device == "cpu" else f"{held}, on the CPU's side")
 
 
