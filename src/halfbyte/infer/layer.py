@@ -137,8 +137,15 @@ def adapted(out: torch.Tensor, x: torch.Tensor, lora: Lora, which: int) -> torch
         down = lora.down[at]
         if down.numel() > 0:
             start, stop = lora.starts[group], lora.stops[group]
-            part = out[start:stop]
-            low = x[start:stop] @ down
+            # neighbours fill the rows up; they get zeros, since adapters that were read are finite
+            last = min(start + whole_rows(stop - start), x.shape[0])
+            first = max(0, last - whole_rows(stop - start))
+            low = x[first:last] @ down
+            if first < start:
+                low[: start - first] = 0
+            if stop < last:
+                low[stop - first :] = 0
+            part = out[first:last]
             row, column = 0, 0
             for up in lora.up[at]:
                 rank, outs = up.shape[0], up.shape[1]
@@ -147,5 +154,13 @@ def adapted(out: torch.Tensor, x: torch.Tensor, lora: Lora, which: int) -> torch
                 row, column = row + rank, column + outs
             rescale = lora.rescale[at]
             if rescale.numel() > 0:
-                part.mul_(rescale[0]).add_(rescale[1])
+                out[start:stop].mul_(rescale[0]).add_(rescale[1])
     return out
+
+
+def whole_rows(count: int) -> int:
+    """The next count of rows for which MKL reads a weight once: for 2 or 3 rows beyond a multiple
+    of 4 it reads it as often. A weight from memory, [576, 48]: 12 µs for 1, 4, 5 and 8 rows; 21,
+    30, 20 and 28 for 2, 3, 6 and 7; from 12 rows on the same (AVX-512, one thread).
+    """
+    return count + (-count % 4) if count < 12 and count % 4 > 1 else count
