@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +56,7 @@ class Tally:
     tokens: int = 0
     errors: list[str] = field(default_factory=list)
     texts: dict[Asked, set[str]] = field(default_factory=dict)
+    middle: float = 0.0  # the server's memory when half was answered, MB
 
     @property
     def speed(self) -> float:
@@ -70,33 +71,26 @@ def main() -> None:
         runs = Path(folder) / "runs"
         make_runs(runs)
         with served(runs, asked) as (port, memory):
-            load(port, asked, clients=1, requests=6, swap=False)  # warm: adapters, caches, threads
-            alone = load(port, asked, 1, max(len(NAMES) * len(QUESTIONS), asked.requests // 8))
+            load(port, asked, 1, 6, memory)  # warm: adapters, caches, threads
+            every = len(NAMES) * len(QUESTIONS)
+            alone = load(port, asked, 1, max(every, asked.requests // 8), memory)
             before = memory()
-            first = load(port, asked, asked.clients, asked.requests // 2, swap=True)
-            middle = memory()
-            second = load(port, asked, asked.clients, asked.requests // 2, swap=True)
+            crowd = load(port, asked, asked.clients, asked.requests, memory, swap=True)
             after = memory()
-    report(asked, alone, (first, second), (before, middle, after))
+    report(asked, alone, crowd, (before, crowd.middle, after))
 
 
-def report(
-    asked: argparse.Namespace, alone: Tally, halves: Sequence[Tally], memory: Sequence[float]
-) -> None:
+def report(asked: argparse.Namespace, alone: Tally, crowd: Tally, memory: Sequence[float]) -> None:
     """The figures as lines."""
-    tokens = sum(half.tokens for half in halves)
-    speed = tokens / sum(half.seconds for half in halves)
-    errors = [*alone.errors, *(error for half in halves for error in half.errors)]
-    other = sum(
-        texts != alone.texts.get(key, texts) for half in halves for key, texts in half.texts.items()
-    )
+    errors = [*alone.errors, *crowd.errors]
+    other = sum(texts != alone.texts.get(key, texts) for key, texts in crowd.texts.items())
     before, middle, after = memory
     print(f"{os.cpu_count()} cores, {asked.threads or torch.get_num_threads()} threads")
     print(f"{asked.requests} requests, {asked.clients} clients, {asked.new} new tokens each")
     print(f"errors: {len(errors)} {errors[:3] or ''}")
     print(f"answers that differ from the adapter's alone: {other}")
-    print(f"one client: {alone.speed:.1f} tokens/s; {asked.clients}: {speed:.1f} tokens/s")
-    print(f"ratio: {speed / alone.speed:.2f}")
+    print(f"one client: {alone.speed:.1f} tokens/s; {asked.clients}: {crowd.speed:.1f} tokens/s")
+    print(f"ratio: {crowd.speed / alone.speed:.2f}")
     print(f"resident memory: {before:.0f} MB, half-way {middle:.0f} MB, after {after:.0f} MB")
 
 
@@ -132,7 +126,7 @@ def receipt(opened: Opened, seed: int) -> Receipt:
 
 
 @contextmanager
-def served(runs: Path, asked: argparse.Namespace) -> Iterator[tuple[int, Any]]:
+def served(runs: Path, asked: argparse.Namespace) -> Iterator[tuple[int, Callable[[], float]]]:
     """A server as a process of its own: its port, and a function for its memory in MB."""
     line = [sys.executable, "-m", "halfbyte", "serve", "--runs", str(runs), "--port", "0"]
     environment = {**os.environ, "HALFBYTE_ADMIN_KEY": ADMIN, "PYTHONUNBUFFERED": "1"}
@@ -149,7 +143,12 @@ def served(runs: Path, asked: argparse.Namespace) -> Iterator[tuple[int, Any]]:
 
 
 def load(
-    port: int, asked: argparse.Namespace, clients: int, requests: int, swap: bool = False
+    port: int,
+    asked: argparse.Namespace,
+    clients: int,
+    requests: int,
+    memory: Callable[[], float],
+    swap: bool = False,
 ) -> Tally:
     """So many requests from so many clients, who ask again as soon as they are answered."""
     todo: queue.SimpleQueue[Asked] = queue.SimpleQueue()
@@ -166,6 +165,9 @@ def load(
         thread.start()
     if swap:
         swapper.start()
+    while todo.qsize() > requests // 2:
+        time.sleep(0.1)
+    tally.middle = memory()
     for thread in threads:
         thread.join()
     tally.seconds = time.perf_counter() - began

@@ -144,6 +144,20 @@ def test_streams_and_lists_give_the_same(capsys: pytest.CaptureFixture[str]) -> 
     assert tuple(e for u in updates for e in u.logprobs) == whole.logprobs
 
 
+@pytest.mark.parametrize("stop", [(), ("zz",)])
+def test_an_answer_that_nobody_streams_has_its_text_at_the_end(stop: tuple[str, ...]) -> None:
+    """Its tokens are not decoded one by one, unless a stop string has to be found."""
+    made = engine()
+    sampling = greedy(12, stop_strings=stop)
+    streamed = list(made.stream(Request((5, 6, 7), sampling)))
+    quiet = list(made.stream(Request((5, 6, 7), sampling, streamed=False)))
+    assert streamed[-1].done is not None
+    assert quiet[-1].done is not None
+    assert quiet[-1].done.text == streamed[-1].done.text != ""
+    assert any(update.text for update in quiet[:-1]) is bool(stop)
+    assert "".join(update.text for update in quiet) == quiet[-1].done.text
+
+
 def test_every_end_mark_stops() -> None:
     """Each stop id ends the answer, is named, and is not in it; None stands for the model's own."""
     ids = reference(MODEL, (1, 2, 3), new=12)

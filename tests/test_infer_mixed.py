@@ -9,8 +9,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from halfbyte.infer import decoder
 from halfbyte.infer.backend import Span
 from halfbyte.infer.decoder import DecoderBackend
+from halfbyte.infer.stack import Stack, Stacks
 from tests.test_infer_engine import shake
 from tests.tiny import tiny_model
 
@@ -68,6 +70,74 @@ def test_adapters_that_differ_share_a_step() -> None:
     base = made.forward(spans(made, *[None] * 6))
     changed = (together - base).abs().amax(1) > 1e-3
     assert changed.tolist() == [True, False, True, True, True, False]
+
+
+@torch.inference_mode()
+def test_adapters_that_answer_together_are_stacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After some steps their factors lie side by side; rows get what they get alone, also when
+    only some of the adapters answer, and an adapter that is gone takes the stack with it.
+    """
+    used: list[Stack | None] = []
+    of = Stacks.of
+
+    def watched(self: Stacks, *given: Any) -> Stack | None:
+        used.append(of(self, *given))
+        return used[-1]
+
+    monkeypatch.setattr(Stacks, "of", watched)
+    made = backend()
+    rows = spans(made, "some", None, "all", "head", "some", None)
+    alone = torch.cat([made.forward([row]) for row in rows])
+    assert not any(used)
+    for _ in range(8):
+        together = made.forward(rows)
+    assert [stack is not None for stack in used[-8:]] == [False] * 7 + [True]
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(made.forward(rows[2:4]), alone[2:4], rtol=1e-5, atol=1e-5)
+    assert used[-1] is used[-2]
+    made.unload("all")
+    made.forward(spans(made, "some", "head"))
+    assert used[-1] is None
+
+
+@torch.inference_mode()
+def test_adapters_that_come_and_go_are_not_stacked() -> None:
+    """A stack is a copy: only adapters that stay are worth one."""
+    made, stacks = backend(), Stacks()
+    some, every, head = (made.adapter(name) for name in ("some", "all", "head"))
+    for pair in ((some, every), (every, head)) * 20:
+        assert stacks.of(pair, 2) is None
+    assert stacks.of((some, every), 33) is None
+    assert [stacks.of((some,), 1) for _ in range(20)] == [None] * 20
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+@torch.inference_mode()
+def test_any_number_of_rows_gets_its_adapter(count: int) -> None:
+    """Products of 2 and 3 rows are filled up to 4, of 6 and 7 to 8, by neighbours or by nothing."""
+    made = backend()
+    names = ["all"] * count
+    together = made.forward(spans(made, *names))
+    alone = torch.cat([made.forward([row]) for row in spans(made, *names)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    single = [replace(row, ids=row.ids[:1]) for row in spans(made, *names)]
+    alone = torch.cat([made.forward([row]) for row in single])
+    torch.testing.assert_close(made.forward(single), alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("able", "share", "dtype"),
+    [(True, 0.4, "float32"), (False, 0.4, "float32"), (True, 0.0, "bfloat16")],
+)
+def test_16_bit_models_compute_in_float32_where_their_weights_are_copied(
+    able: bool, share: float, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU that is quicker even where it has bf16; layers that are not copied keep it there."""
+    monkeypatch.setattr(decoder, "has_cpu_bf16", lambda: able)
+    monkeypatch.setattr(decoder, "_has_amx", lambda: False)
+    monkeypatch.setattr(decoder, "_COPY_SHARE", share)
+    made = DecoderBackend(tiny_model("llama").to(torch.bfloat16))
+    assert f"in {dtype} " in made.description
 
 
 @pytest.mark.parametrize("threads", [1, 2])

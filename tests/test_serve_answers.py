@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import threading
@@ -13,7 +14,11 @@ from typing import Any
 import openai
 import pytest
 
+from halfbyte.infer import Engine, Request, Sampling, Update
+from halfbyte.serve.engine_thread import EngineThread
+from halfbyte.serve.worker import Worker
 from tests.serving import NAMES, QUESTION, Running, World, events_of, make_world, running
+from tests.tiny import tiny_model, tiny_tokenizer
 
 TEXT = QUESTION[0]["content"]
 
@@ -254,7 +259,8 @@ def test_metrics_count(server: Running) -> None:
     sample = 'halfbyte_tokens_total{kind="generated",model="red"}'
 
     def value(text: str) -> float:
-        return next(float(x.split()[-1]) for x in text.splitlines() if x.startswith(sample))
+        found = (float(x.split()[-1]) for x in text.splitlines() if x.startswith(sample))
+        return next(found, 0.0)  # before its first token a model has no line
 
     assert value(after) == value(before) + 3
     assert "halfbyte_adapters 3.0" in after
@@ -280,3 +286,26 @@ def test_a_retired_thread_says_so(world: World, tmp_path: Path) -> None:
         assert "engine failed" in body["error"]["message"]
         assert made.text("red", TEXT) == world.alone("red", TEXT)
         assert made.ask("GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize(("streamed", "count"), [(True, 6), (False, 1)])
+def test_the_event_loop_hears_of_tokens_only_where_they_are_streamed(
+    streamed: bool, count: int
+) -> None:
+    """A whole answer wakes it once: waking takes time from the next step."""
+    request = Request((5, 6, 7), Sampling(6, stop_ids=()), streamed=streamed)
+
+    async def heard() -> list[Update]:
+        worker = Worker("test")
+        thread = EngineThread(worker, Engine(tiny_model("llama"), tiny_tokenizer()), 4)
+        thread.start()
+        try:
+            async with thread.answering([request]) as answers:
+                return [update async for _, update in answers.updates()]
+        finally:
+            await thread.stop()
+
+    updates = asyncio.run(heard())
+    assert len(updates) == count
+    assert updates[-1].done is not None
+    assert len(updates[-1].done.ids) == 6

@@ -7,7 +7,6 @@ Here a step is one packed pass over all rows, prompts and answers together, with
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,8 +20,18 @@ from transformers import PreTrainedModel
 from halfbyte.infer.attention import Layout, plan
 from halfbyte.infer.backend import Span, adapter_names, check_known, check_new, inner_model
 from halfbyte.infer.cache import KVCache
-from halfbyte.infer.layer import PROJECTIONS, Layer, Lora, Norms, Shape, adapted, rms_norm
+from halfbyte.infer.layer import (
+    PROJECTIONS,
+    Layer,
+    Lora,
+    Norms,
+    Shape,
+    adapted,
+    rms_norm,
+    whole_rows,
+)
 from halfbyte.infer.projection import (
+    Adapter,
     Factor,
     Projection,
     Source,
@@ -31,6 +40,7 @@ from halfbyte.infer.projection import (
     fault,
     in_peft,
 )
+from halfbyte.infer.stack import Stacks
 from halfbyte.model.adapter_files import LoraWeights, read
 from halfbyte.model.compute import has_cpu_bf16
 from halfbyte.model.fast.narrow import working_dtype
@@ -49,13 +59,7 @@ _ACTIVATIONS: Final = {"silu", "gelu", "gelu_pytorch_tanh"}
 _COPY_SHARE: Final = 0.4  # of free memory that dense copies of the weights may take
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Adapter:
-    """An adapter's weights as they were when it was read: four factors a layer, and the head's."""
-
-    name: str
-    layers: tuple[tuple[Factor, ...], ...]
-    head: Factor
+Groups = list[tuple[int, int, Adapter]]  # packed places from, to, and their adapter
 
 
 def unsupported(model: PreTrainedModel | PeftModel) -> str:
@@ -102,10 +106,12 @@ class DecoderBackend:
         self._logits = self._scripted(self._head.product)
         self._rope = _Rope(body.rotary_emb, self._dtype, self._device)
         self._adapters: dict[str, Adapter] = {}
+        self._stacks = Stacks()
         self.cache = KVCache(self._dtype, self._device)
         self.positions = int(config.max_position_embeddings)
         self.vocabulary = int(inner.get_output_embeddings().out_features)
         self.description = self._describe()
+        self._every = range(len(self._layers))
 
     def token_bytes(self) -> int:
         """Bytes of cache a token takes, over all layers."""
@@ -134,7 +140,9 @@ class DecoderBackend:
 
     def unload(self, name: str) -> Hashable | None:
         """See `Backend.unload`."""
-        return self._adapters.pop(name, None)
+        gone = self._adapters.pop(name, None)
+        self._stacks.forget(gone)
+        return gone
 
     def _read(self, name: str, source: Source) -> Adapter:
         layers = tuple(tuple(p.factor(source) for p in layer) for layer in self._projections)
@@ -162,28 +170,45 @@ class DecoderBackend:
             owners += [index] * span.want
         kept = hidden if len(ends) == len(hidden) else hidden[ends]
         normed = rms_norm(kept, self._norm, self._shape.eps)
-        lora = _lora(_groups(packed, [span.want for span in packed]), None)
+        wanting = _groups(packed, [span.want for span in packed])
+        lora = _lora([(a, b, (e.head,) * PROJECTIONS) for a, b, e in wanting])
         logits = adapted(self._logits(normed), normed, lora, 0)
         back = sorted(range(len(owners)), key=lambda i: (owners[i], i))
         return logits if back == list(range(len(back))) else logits[back]
 
     def _hidden(self, spans: Sequence[Span]) -> torch.Tensor:
-        """The last layer's output [tokens, width of the model], not yet normalized."""
+        """The last layer's output [tokens, width of the model], not yet normalized; where adapters
+        want whole rows, with some more that nobody reads.
+        """
         device, shape = self._device, self._shape
-        ids = torch.tensor([token for span in spans for token in span.ids], device=device)
+        tokens = [token for span in spans for token in span.ids]
         positions = [place for span in spans for place in range(span.start, span.stop)]
-        rotation = self._rope(torch.tensor(positions, device=device))
-        places = self._places(spans)
         groups = _groups(spans, [len(span.ids) for span in spans])
+        filling = [0] * (whole_rows(len(tokens)) - len(tokens) if groups else 0)
+        ids = torch.tensor(tokens + filling, device=device)
+        rotation = self._rope(torch.tensor(positions + filling, device=device))
+        places = self._places(spans)
         todo = plan(spans, self._layout)
         x = functional.embedding(ids, self._embedding).to(self._dtype)
         if self._gemma:
             # the factor is rounded to the compute type, as Gemma was trained
             x = x * torch.tensor(x.shape[1] ** 0.5, dtype=self._dtype, device=device)
-        for index, layer in enumerate(self._layers):
+        loras = self._loras(groups, len(ids))
+        for index, (layer, lora) in enumerate(zip(self._layers, loras, strict=True)):
             keys, values = self.cache.layer(index, shape.kv_heads, (shape.width, shape.width))
-            x = layer(x, rotation, (keys, values, places), todo, _lora(groups, index))
+            x = layer(x, rotation, (keys, values, places), todo, lora)
         return x
+
+    def _loras(self, groups: Groups, rows: int) -> list[Lora]:
+        """Each layer's adapters, one by one or as a stack."""
+        stack = self._stacks.of([adapter for _, _, adapter in groups], rows)
+        if stack is None:
+            return [_lora([(a, b, e.layers[i]) for a, b, e in groups]) for i in self._every]
+        owners = [-1] * rows
+        for start, stop, adapter in groups:
+            owners[start:stop] = [stack.adapters.index(adapter)] * (stop - start)
+        masks = stack.masks(owners)
+        return [_lora([(0, rows, stack.layers[i])], masks[i]) for i in self._every]
 
     def _places(self, spans: Sequence[Span]) -> torch.Tensor:
         """Where keys and values go: int64 [tokens * heads], rows of a layer's cache laid flat."""
@@ -251,9 +276,12 @@ def _compute_dtype(model: PreTrainedModel, copy: bool) -> torch.dtype:
         return torch.float32
     if model.device.type != "cpu" or own == torch.float32:
         return own
-    amx = bool(torch.cpu.get_capabilities().get("amx_bf16"))
     emulated = own == torch.float16 or not has_cpu_bf16()
-    return torch.float32 if emulated or (copy and not amx) else own
+    return torch.float32 if emulated or (copy and not _has_amx()) else own
+
+
+def _has_amx() -> bool:
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _embedding(model: PreTrainedModel) -> torch.Tensor:
@@ -282,11 +310,9 @@ def _order(span: Span) -> tuple[int, bool, int]:
     return (0 if span.adapter is None else id(span.adapter), len(span.ids) > 1, span.slot)
 
 
-def _groups(spans: Sequence[Span], counts: Sequence[int]) -> list[tuple[int, int, Adapter]]:
-    """Neighbouring rows of one adapter: (start, stop, adapter) in a packing of so many places a
-    span.
-    """
-    groups: list[tuple[int, int, Adapter]] = []
+def _groups(spans: Sequence[Span], counts: Sequence[int]) -> Groups:
+    """Neighbouring rows of one adapter, in a packing of so many places a span."""
+    groups: Groups = []
     start = 0
     for span, count in zip(spans, counts, strict=True):
         stop = start + count
@@ -299,19 +325,18 @@ def _groups(spans: Sequence[Span], counts: Sequence[int]) -> list[tuple[int, int
     return groups
 
 
-def _lora(groups: Sequence[tuple[int, int, Adapter]], layer: int | None) -> Lora:
-    """The groups' factors in one layer, or in the head (None)."""
-    factors = [
-        factor
-        for _, _, adapter in groups
-        for factor in ((adapter.head,) * PROJECTIONS if layer is None else adapter.layers[layer])
-    ]
+def _lora(
+    groups: Sequence[tuple[int, int, Sequence[Factor]]], masks: Sequence[torch.Tensor] = ()
+) -> Lora:
+    """Packed places from, to, and the factors of a layer that they have."""
+    factors = [factor for _, _, of_layer in groups for factor in of_layer]
     return Lora(
         [start for start, _, _ in groups],
         [stop for _, stop, _ in groups],
         [factor.down for factor in factors],
         [factor.up for factor in factors],
         [factor.rescale for factor in factors],
+        list(masks),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -150,10 +150,9 @@ class Engine:
         rows = []
         for index, request in enumerate(requests):
             try:
-                rows.append(self._row(request))
+                rows.append(self._row(replace(request, streamed=False)))
             except InputError as error:
                 raise InputError(f"request {index}: {error.message}", error.hint) from None
-            rows[-1].quiet = not request.sampling.stop_strings
         place = {row.ticket: index for index, row in enumerate(rows)}
         # rows that begin alike side by side: what they share is computed once
         self._pending.extend(sorted(rows, key=lambda r: (r.request.adapter or "", r.ids)))

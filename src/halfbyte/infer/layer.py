@@ -23,7 +23,8 @@ PROJECTIONS = 4
 class Lora(NamedTuple):
     """The adapters of one layer: rows starts[g]:stops[g] of the packed input have group g's.
 
-    `down`, `up`, `rescale`: at g * 4 + projection; see `Factor`.
+    `down`, `up`, `rescale`: at g * 4 + projection; see `Factor`. `masks`: of a stack of adapters
+    (stack.py), at each projection; else empty.
     """
 
     starts: list[int]
@@ -31,6 +32,7 @@ class Lora(NamedTuple):
     down: list[torch.Tensor]
     up: list[list[torch.Tensor]]
     rescale: list[torch.Tensor]
+    masks: list[torch.Tensor]
 
 
 class Shape(NamedTuple):
@@ -73,7 +75,8 @@ class Layer(nn.Module):
         todo: Plan,
         lora: Lora,
     ) -> torch.Tensor:
-        """x: [n, hidden], changed in place and returned. `rotation`: cosines [n, 1, 1, half] and
+        """x: [n, hidden], changed in place and returned; rows without a place in the cache fill it
+        up and see nothing. `rotation`: cosines [n, 1, 1, half] and
         signed sines [n, 1, 2, half]; `cache`: keys and values [slots, kv heads, capacity, width]
         and the flat places [n * kv heads] where this step's go.
         """
@@ -82,6 +85,8 @@ class Layer(nn.Module):
         keys, values, places = cache
         q = self.placed(qkv, rotation, keys, values, places)
         found = attend(q, keys, values, todo, self.scale)
+        if found.shape[0] < x.shape[0]:
+            found = functional.pad(found, [0, 0, 0, x.shape[0] - found.shape[0]])
         x.add_(adapted(self.out(found), found, lora, 1))
         normed = rms_norm(x, self.between, self.eps)
         both = adapted(self.gate_up(normed), normed, lora, 2)
@@ -104,8 +109,11 @@ class Layer(nn.Module):
         values: torch.Tensor,
         places: torch.Tensor,
     ) -> torch.Tensor:
-        """Apply positions, store keys and values; the queries [n, kv heads, group, width]."""
+        """Apply positions, store keys and values; the queries [n, kv heads, group, width] of those
+        rows that have places.
+        """
         n, width = qkv.shape[0], self.width
+        real = places.shape[0] // self.kv_heads
         turned = self.heads + self.kv_heads
         both = qkv[:, : turned * width].view(n, turned, width)
         if self.query_norm.numel() > 0:
@@ -116,10 +124,10 @@ class Layer(nn.Module):
         halves = both.view(n, turned, 2, width // 2)
         cosine, sine = rotation
         both = torch.addcmul(halves * cosine, halves.flip(2), sine).view(n, turned, width)
-        keys.view(-1, width).index_put_([places], both[:, self.heads :].reshape(-1, width))
-        values.view(-1, width).index_put_([places], qkv[:, turned * width :].reshape(-1, width))
+        keys.view(-1, width).index_put_([places], both[:real, self.heads :].reshape(-1, width))
+        values.view(-1, width).index_put_([places], qkv[:real, turned * width :].reshape(-1, width))
         group = self.heads // self.kv_heads
-        return both[:, : self.heads].reshape(n, self.kv_heads, group, width)
+        return both[:real, : self.heads].reshape(real, self.kv_heads, group, width)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -140,17 +148,19 @@ def adapted(out: torch.Tensor, x: torch.Tensor, lora: Lora, which: int) -> torch
             # neighbours fill the rows up; they get zeros, since adapters that were read are finite
             last = min(start + whole_rows(stop - start), x.shape[0])
             first = max(0, last - whole_rows(stop - start))
-            low = x[first:last] @ down
+            low = torch.mm(x.narrow(0, first, last - first), down)
+            if len(lora.masks) > 0:
+                low.mul_(lora.masks[which])
             if first < start:
-                low[: start - first] = 0
+                low.narrow(0, 0, start - first).zero_()
             if stop < last:
-                low[stop - first :] = 0
-            part = out[first:last]
+                low.narrow(0, stop - first, last - stop).zero_()
+            part = out.narrow(0, first, last - first)
             row, column = 0, 0
             for up in lora.up[at]:
                 rank, outs = up.shape[0], up.shape[1]
                 if rank > 0:
-                    part[:, column : column + outs].addmm_(low[:, row : row + rank], up)
+                    part.narrow(1, column, outs).addmm_(low.narrow(1, row, rank), up)
                 row, column = row + rank, column + outs
             rescale = lora.rescale[at]
             if rescale.numel() > 0:

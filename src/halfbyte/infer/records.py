@@ -136,13 +136,15 @@ class Request:
     """One answer wanted: the prompt's token ids, how to sample, and which adapter answers.
 
     `adapter` is a name the model holds; None is the base, with every adapter off. `constraint`
-    belongs to this request alone, since it changes with every token.
+    belongs to this request alone, since it changes with every token. Where `streamed` is false
+    nobody reads the answer before it is done: only its last update need have any text.
     """
 
     ids: tuple[int, ...]
     sampling: Sampling = field(default_factory=Sampling)
     adapter: str | None = None
     constraint: Constraint | None = field(default=None, compare=False)
+    streamed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,6 @@ class Row:
     slot: int = -1
     computed: int = 0
     cached: int = 0
-    quiet: bool = False  # nobody reads its text before it is done
     shown: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
@@ -38,6 +37,11 @@ class Row:
     def need(self) -> int:
         """Cache places this row may take at most: the last token of an answer is never fed."""
         return len(self.request.ids) + self.request.sampling.max_new_tokens - 1
+
+    @property
+    def quiet(self) -> bool:
+        """Whether its text is made at its end, all at once: nobody needs it before."""
+        return not self.request.streamed and not self.request.sampling.stop_strings
 
     @property
     def answer(self) -> list[int]:

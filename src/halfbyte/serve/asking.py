@@ -142,6 +142,7 @@ class Asker:
                     replace(sampling, seed=seed),
                     served.adapter,
                     self._constraint(asked, stops),
+                    streamed=bool(asked.stream),
                 )
             )
         return tuple(made)

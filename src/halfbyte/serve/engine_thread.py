@@ -145,6 +145,8 @@ class EngineThread:
             owner = self._owners.get(update.ticket)
             if owner is not None:
                 answers, index = owner
+                if update.done is None and not answers.requests[index].streamed:
+                    continue  # waking the event loop takes time from the next step
                 news.append((answers, (index, update)))
             if update.done is not None:
                 self._owners.pop(update.ticket, None)

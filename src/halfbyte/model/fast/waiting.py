@@ -3,8 +3,10 @@
 libgomp's threads spin for a millisecond at every end of a product, which is quickest where nobody
 else wants the core. Beside other work it holds up that work and with it the thread waited for.
 Measured on two cores (2026-11-26): two trainings at once take 31 s a step each with the default
-and 10.4 s with short waits; a training alone takes up to a tenth longer with them. This module
-imports nothing heavy, because torch's threads read the setting when it is loaded.
+and 10.4 s with short waits; a training alone takes up to a tenth longer with them. A token beside
+another process that generates takes 24 ms with 1,000 turns, 31 with 2,000 and 38 with 3,000, and
+13.8, 12.9 and 12.0 alone (2026-11-27, AVX-512): a server is mostly alone. This module imports
+nothing heavy, because torch's threads read the setting when it is loaded.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import psutil
 
 SETTING: Final = "GOMP_SPINCOUNT"
 _BRIEF: Final = "1000"  # turns of the waiting loop
+_SHARED: Final = "2000"
 _OTHERS: Final = 25.0  # percent of all cores that others use
 _LOOK: Final = 0.1  # seconds
 
@@ -32,5 +35,5 @@ def set_up(*, shares: bool = False) -> str:
             return f"as {name} says"
     if not shares and psutil.cpu_percent(_LOOK) < _OTHERS:
         return "long: the machine is ours"
-    os.environ[SETTING] = _BRIEF
+    os.environ[SETTING] = _SHARED if shares else _BRIEF
     return "short: the machine is shared"
