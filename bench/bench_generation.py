@@ -47,7 +47,8 @@ def main() -> None:
     if asked.threads:
         torch.set_num_threads(asked.threads)
     print(_where())
-    plain = open_base(asked.base, ["method=lora"])
+    compute = f"model.compute={asked.compute}"
+    plain = open_base(asked.base, ["method=lora", compute])
     prompts = _prompts(plain, asked.data, asked.rows)
     spread = sorted(len(p) for p in prompts)
     print(f"{len(prompts)} rows of {asked.data}, {spread[0]} to {spread[-1]} prompt tokens,")
@@ -58,7 +59,7 @@ def main() -> None:
     _batched("batch, base, rows end by themselves", plain, prompts, asked, ends=True)
     _stream("one stream, adapter", _adapted(plain), prompts, asked)
     del plain
-    four_bit = _adapted(open_base(asked.base, ["method=qlora"]))
+    four_bit = _adapted(open_base(asked.base, ["method=qlora", compute]))
     _stream("one stream, adapter, NF4 base", four_bit, prompts, asked)
 
 
@@ -70,6 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--compute", default="auto", help="bf16 or fp32: what both sides load")
     parser.add_argument("--max-batch", type=int, default=Limits().max_batch)
     return parser.parse_args()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,6 +114,22 @@ def test_quantized_weights_take_a_ninth_of_float32(shape: Shape) -> None:
     rest = shape.others * 4
     ratio = (base_bytes(shape, LORA) - rest) / (base_bytes(shape, QLORA) - rest)
     assert ratio == pytest.approx(32 / 4.127, rel=1e-3)
+
+
+def test_weights_in_a_narrower_compute_type_are_counted(shape: Shape) -> None:
+    """Full training in bf16 keeps autocast's copies of float32 weights until the backward pass."""
+    load = Load(8, 8, 8)
+    wide, narrow = (memory(shape, Way("full", 4, compute), load) for compute in (4, 2))
+    copies = 2 * (shape.linear_weights + shape.vocabulary * shape.width)
+    assert narrow.activations == wide.activations // 2 + copies
+
+
+def test_a_cpu_that_computes_in_bf16_holds_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN's; float32 products have none."""
+    monkeypatch.setattr(arranging.psutil.Process, "memory_info", lambda _: SimpleNamespace(rss=7))
+    wide, narrow = (arranging.held_now(Way("lora", size, size)) for size in (4, 2))
+    assert 7 < wide < narrow
+    assert arranging.held_now(Way("lora", 2, 2, cuda=True)) == 600_000_000
 
 
 def test_full_training_takes_sixteen_bytes_a_weight(shape: Shape) -> None:

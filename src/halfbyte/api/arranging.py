@@ -15,7 +15,7 @@ from halfbyte.data.batches import MicroLimits, epoch_order, plan_step, prefix_gr
 from halfbyte.data.encoded import EncodedSet
 from halfbyte.errors import ResourceError
 from halfbyte.model.arrange import Arrangement, Loads, Wishes, arrange
-from halfbyte.model.budget import Load, Way
+from halfbyte.model.budget import HALF, Load, Way
 from halfbyte.model.catalogue import CATALOGUE
 from halfbyte.model.fast import alloc
 from halfbyte.model.load import Form
@@ -27,9 +27,11 @@ from halfbyte.train import Source, free_memory
 # 16 bits they take half of it and what every micro-batch costs weighs more, so there are twice as
 # many (docs/benchmarks.md). A GPU is only busy with more.
 _TOKENS: Final = {"cpu": 512, "cuda": 8192}
-# What a process takes after it has read its data: kernels and libraries that load on first use, and
-# on CUDA the context. Measured with bench/bench_plan.py.
-LATER: Final = {"cpu": 60_000_000, "cuda": 600_000_000}
+# What a process takes after it has read its data: kernels and libraries that load on first use, on
+# CUDA the context, and on a CPU that computes in bf16 what oneDNN keeps for each of its kernels.
+# Measured with bench/bench_plan.py.
+_LATER: Final = {"cpu": 60_000_000, "cuda": 600_000_000}
+_KERNELS: Final = 110_000_000
 _HEAVIEST: Final = 4  # steps that are arranged on trial to find the largest micro-batch
 
 
@@ -125,11 +127,16 @@ def loads_of(rows: EncodedSet, source: Source, *, pack: bool, share: bool) -> Lo
     return load
 
 
-def held_now(device: torch.device | str) -> int:
+def held_now(way: Way) -> int:
     """Bytes the process holds now, and will hold beside the training itself."""
-    kind = torch.device(device).type
-    held = int(psutil.Process().memory_info().rss) if kind == "cpu" else 0
-    return held + LATER[kind]
+    held = 0 if way.cuda else int(psutil.Process().memory_info().rss)
+    return held + _later(way)
+
+
+def _later(way: Way) -> int:
+    if way.cuda:
+        return _LATER["cuda"]
+    return _LATER["cpu"] + (_KERNELS if way.compute == HALF else 0)
 
 
 def settle(config: Config, shape: Shape, way: Way, work: Work, loads: Loads) -> Arrangement:
@@ -139,9 +146,9 @@ def settle(config: Config, shape: Shape, way: Way, work: Work, loads: Loads) -> 
         ResourceError: nothing fits; the hint says what would.
     """
     device = torch.device("cuda" if way.cuda else "cpu")
-    runtime = held_now(device)
+    runtime = held_now(way)
     # what the process holds already is not free, but belongs to the training
-    free = free_memory(device) + (0 if way.cuda else runtime - LATER["cpu"])
+    free = free_memory(device) + (0 if way.cuda else runtime - _later(way))
     asked = config.memory_limit
     limit = free if asked is None else min(free, asked)
     wishes = wishes_of(config, work, way)

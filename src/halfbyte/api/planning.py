@@ -141,7 +141,7 @@ def plan_training(resolved: Resolved, card: str | None = None, *, timed: bool = 
     arrangement, over = _arrangement(parts)
     rows_at_once, tokens, recomputed = arrangement
     load = parts.loads(rows_at_once, tokens)
-    runtime = held_now(parts.form.device.type)
+    runtime = held_now(parts.way)
     needed = memory(parts.shape, parts.way, load, recomputed, runtime)
     pace = _pace(parts, timed)
     each = None if pace is None else step_seconds(parts.shape, parts.way, load, recomputed, pace)
@@ -295,7 +295,6 @@ def _bounded(config: Config, note: str) -> tuple[Rows, Work, Loads]:
 
 def _arrangement(parts: _Parts) -> tuple[tuple[int, int, int], str]:
     """(rows, tokens, layers recomputed), and why it does not fit; empty if it does."""
-    kind = parts.form.device.type
     wishes = wishes_of(parts.config, parts.work, parts.way)
     if parts.card is None:
         try:
@@ -306,7 +305,7 @@ def _arrangement(parts: _Parts) -> tuple[tuple[int, int, int], str]:
             return (wishes.rows, tokens, every), f"{error.message}. {error.hint}"
         return (found.rows, found.tokens, found.recomputed), ""
     limit = min(parts.card.bytes, parts.config.memory_limit or parts.card.bytes)
-    room = (limit, held_now(kind))
+    room = (limit, held_now(parts.way))
     fitting = arrange(parts.shape, parts.way, wishes, parts.loads, room)
     if fitting is not None:
         return (fitting.rows, fitting.tokens, fitting.recomputed), ""
@@ -346,6 +345,6 @@ def _fit(parts: _Parts, gigabytes: int, peak: int) -> Fit:
     limit = gigabytes * 10**9
     if peak <= limit:
         return Fit(gigabytes, fits=True)
-    room = (limit, held_now(parts.form.device.type))
+    room = (limit, held_now(parts.way))
     found = advise(parts.config, (parts.shape, parts.way), parts.work, room)
     return Fit(gigabytes, fits=False, change=found)

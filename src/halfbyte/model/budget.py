@@ -163,6 +163,9 @@ def _activations(shape: Shape, way: Way, load: Load, recomputed: int) -> int:
     again = recomputed * shape.width + layer if recomputed else 0
     mask = load.tokens**2 if shape.route == "mask" else 0
     found = max(rest, again) * load.tokens + ends + mask
+    if way.method == "full" and way.compute < way.weights:
+        # autocast's copies of the weights, which the backward pass wants again
+        found += shape.linear_weights + shape.vocabulary * shape.width
     return way.compute * found + way.compute * 2 * shape.width * load.targets
 
 
