@@ -129,3 +129,16 @@ def test_the_peak_is_this_programs_own() -> None:
         f'; subprocess.run([sys.executable, "-c", {code!r}], check=True)'
     )
     assert 50_000_000 < int(run(starter)) < held
+
+
+def test_onednn_is_told_to_keep_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the user has said how many."""
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setattr(alloc, "_set_up", lambda: "done")
+    monkeypatch.setattr(alloc, "_done", [])
+    monkeypatch.setenv(name, "7")
+    assert alloc.set_up() == "done"
+    assert os.environ[name] == "7"
+    monkeypatch.delenv(name)
+    alloc.set_up()
+    assert os.environ[name] == "128"

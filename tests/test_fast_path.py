@@ -529,7 +529,7 @@ def test_large_layers_are_computed_again_on_a_trimmed_heap(
 @pytest.mark.parametrize(
     ("given", "said", "setting"),
     [
-        ({}, "short", "1000"),
+        ({}, "short", "2000"),
         ({"GOMP_SPINCOUNT": "7"}, "as GOMP_SPINCOUNT", "7"),
         ({"OMP_WAIT_POLICY": "active"}, "as OMP_WAIT_POLICY", "None"),
     ],
