@@ -165,7 +165,7 @@ def load(
         thread.start()
     if swap:
         swapper.start()
-    while todo.qsize() > requests // 2:
+    while todo.qsize() > requests // 2 and any(thread.is_alive() for thread in threads):
         time.sleep(0.1)
     tally.middle = memory()
     for thread in threads:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from halfbyte.infer import decoder
+from halfbyte.infer import decoder, stack
 from halfbyte.infer.backend import Span
 from halfbyte.infer.decoder import DecoderBackend
 from halfbyte.infer.stack import Stack, Stacks
@@ -91,7 +91,7 @@ def test_adapters_that_answer_together_are_stacked(monkeypatch: pytest.MonkeyPat
     assert not any(used)
     for _ in range(8):
         together = made.forward(rows)
-    assert [stack is not None for stack in used[-8:]] == [False] * 7 + [True]
+    assert [found is not None for found in used[-8:]] == [False] * 7 + [True]
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(made.forward(rows[2:4]), alone[2:4], rtol=1e-5, atol=1e-5)
     assert used[-1] is used[-2]
@@ -101,13 +101,15 @@ def test_adapters_that_answer_together_are_stacked(monkeypatch: pytest.MonkeyPat
 
 
 @torch.inference_mode()
-def test_adapters_that_come_and_go_are_not_stacked() -> None:
-    """A stack is a copy: only adapters that stay are worth one."""
+def test_adapters_that_come_and_go_are_not_stacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stack is a copy: only adapters that stay are worth one, and that are small."""
     made, stacks = backend(), Stacks()
     some, every, head = (made.adapter(name) for name in ("some", "all", "head"))
     for pair in ((some, every), (every, head)) * 20:
         assert stacks.of(pair, 2) is None
     assert stacks.of((some, every), 33) is None
+    monkeypatch.setattr(stack, "_BYTES", 0)
+    assert [stacks.of((some, every), 2) for _ in range(20)] == [None] * 20
     assert [stacks.of((some,), 1) for _ in range(20)] == [None] * 20
 
 
@@ -126,13 +128,21 @@ def test_any_number_of_rows_gets_its_adapter(count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("able", "share", "dtype"),
-    [(True, 0.4, "float32"), (False, 0.4, "float32"), (True, 0.0, "bfloat16")],
+    ("able", "halves", "share", "dtype"),
+    [
+        (True, True, 0.4, "float32"),
+        (False, False, 0.4, "float32"),
+        (True, True, 0.0, "bfloat16"),
+        (True, False, 0.4, "bfloat16"),
+    ],
 )
 def test_16_bit_models_compute_in_float32_where_their_weights_are_copied(
-    able: bool, share: float, dtype: str, monkeypatch: pytest.MonkeyPatch
+    able: bool, halves: bool, share: float, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU that is quicker even where it has bf16; layers that are not copied keep it there."""
+    """On a CPU that is quicker even where it has bf16; layers that are not copied keep it there,
+    and all do where no product takes 16-bit weights with float32.
+    """
+    monkeypatch.setattr(decoder, "halves_work", lambda: halves)
     monkeypatch.setattr(decoder, "has_cpu_bf16", lambda: able)
     monkeypatch.setattr(decoder, "_has_amx", lambda: False)
     monkeypatch.setattr(decoder, "_COPY_SHARE", share)

@@ -30,6 +30,7 @@ from halfbyte.infer.layer import (
     rms_norm,
     whole_rows,
 )
+from halfbyte.infer.products import halves_work
 from halfbyte.infer.projection import (
     Adapter,
     Factor,
@@ -111,7 +112,6 @@ class DecoderBackend:
         self.positions = int(config.max_position_embeddings)
         self.vocabulary = int(inner.get_output_embeddings().out_features)
         self.description = self._describe()
-        self._every = range(len(self._layers))
 
     def token_bytes(self) -> int:
         """Bytes of cache a token takes, over all layers."""
@@ -201,14 +201,15 @@ class DecoderBackend:
 
     def _loras(self, groups: Groups, rows: int) -> list[Lora]:
         """Each layer's adapters, one by one or as a stack."""
+        every = range(len(self._layers))
         stack = self._stacks.of([adapter for _, _, adapter in groups], rows)
         if stack is None:
-            return [_lora([(a, b, e.layers[i]) for a, b, e in groups]) for i in self._every]
+            return [_lora([(a, b, e.layers[i]) for a, b, e in groups]) for i in every]
         owners = [-1] * rows
         for start, stop, adapter in groups:
             owners[start:stop] = [stack.adapters.index(adapter)] * (stop - start)
         masks = stack.masks(owners)
-        return [_lora([(0, rows, stack.layers[i])], masks[i]) for i in self._every]
+        return [_lora([(0, rows, stack.layers[i])], masks[i]) for i in every]
 
     def _places(self, spans: Sequence[Span]) -> torch.Tensor:
         """Where keys and values go: int64 [tokens * heads], rows of a layer's cache laid flat."""
@@ -277,7 +278,7 @@ def _compute_dtype(model: PreTrainedModel, copy: bool) -> torch.dtype:
     if model.device.type != "cpu" or own == torch.float32:
         return own
     emulated = own == torch.float16 or not has_cpu_bf16()
-    return torch.float32 if emulated or (copy and not _has_amx()) else own
+    return torch.float32 if emulated or (copy and halves_work() and not _has_amx()) else own
 
 
 def _has_amx() -> bool:

@@ -146,8 +146,9 @@ def adapted(out: torch.Tensor, x: torch.Tensor, lora: Lora, which: int) -> torch
         if down.numel() > 0:
             start, stop = lora.starts[group], lora.stops[group]
             # neighbours fill the rows up; they get zeros, since adapters that were read are finite
-            last = min(start + whole_rows(stop - start), x.shape[0])
-            first = max(0, last - whole_rows(stop - start))
+            count = whole_rows(stop - start)
+            last = min(start + count, x.shape[0])
+            first = max(0, last - count)
             low = torch.mm(x.narrow(0, first, last - first), down)
             if len(lora.masks) > 0:
                 low.mul_(lora.masks[which])

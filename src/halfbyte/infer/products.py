@@ -111,13 +111,14 @@ def half_exponent(weight: torch.Tensor) -> int | None:
     return None
 
 
+def halves_work() -> bool:
+    """Whether torch has FBGEMM's products with fp16 weights here: on x86."""
+    known = torch.backends.quantized.engine in ("fbgemm", "x86")
+    return known and hasattr(torch.ops.quantized, "linear_dynamic_fp16")
+
+
 def _half_works(weight: torch.Tensor) -> bool:
-    return (
-        weight.dtype == torch.float32
-        and weight.device.type == "cpu"
-        and torch.backends.quantized.engine in ("fbgemm", "x86")
-        and hasattr(torch.ops.quantized, "linear_dynamic_fp16")
-    )
+    return weight.dtype == torch.float32 and weight.device.type == "cpu" and halves_work()
 
 
 def _bias(layer: Any, dtype: torch.dtype) -> torch.Tensor:

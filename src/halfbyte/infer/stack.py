@@ -23,11 +23,14 @@ Columns = tuple[int, ...]  # of a projection's `down`: whose each is
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stack:
-    """Some adapters as one. `layers`: as an adapter's; `columns`: of each layer's projections."""
+    """Some adapters as one. `layers`: as an adapter's; `kinds`: the columns that differ, int64 by
+    index of the adapter; `kind`: which of them each layer's projections have.
+    """
 
     adapters: tuple[Adapter, ...]
     layers: tuple[tuple[Factor, ...], ...]
-    columns: tuple[tuple[Columns, ...], ...]
+    kinds: tuple[torch.Tensor, ...]
+    kind: tuple[tuple[int, ...], ...]
 
     def masks(self, owners: Sequence[int]) -> list[list[torch.Tensor]]:
         """For rows of these adapters (by index, -1: of none): per layer and projection what `down`
@@ -35,11 +38,8 @@ class Stack:
         """
         like = self.layers[0][0].down
         mine = torch.tensor(owners, device=like.device)[:, None]
-        made = {
-            columns: (mine == torch.tensor(columns, device=like.device)).to(like.dtype)
-            for columns in {columns for layer in self.columns for columns in layer}
-        }
-        return [[made[columns] for columns in layer] for layer in self.columns]
+        made = [(mine == columns).to(like.dtype) for columns in self.kinds]
+        return [[made[kind] for kind in layer] for layer in self.kind]
 
 
 class Stacks:
@@ -60,7 +60,7 @@ class Stacks:
         wanted = tuple(sorted(adapters, key=id))
         self._times = self._times + 1 if wanted == self._asked else 1
         self._asked = wanted
-        if self._times < _SEEN or not _stackable(wanted):
+        if self._times != _SEEN or not _stackable(wanted):
             return None
         self._stack = stacked(wanted)
         return self._stack
@@ -75,12 +75,15 @@ class Stacks:
 
 def stacked(adapters: Sequence[Adapter]) -> Stack:
     """The stack of adapters of one model, none with DoRA's rescaling."""
-    layers, columns = [], []
+    layers, kind = [], []
+    known: dict[Columns, int] = {}
     for factors in zip(*(adapter.layers for adapter in adapters), strict=True):
         made = [_side_by_side(parts) for parts in zip(*factors, strict=True)]
         layers.append(tuple(factor for factor, _ in made))
-        columns.append(tuple(column for _, column in made))
-    return Stack(tuple(adapters), tuple(layers), tuple(columns))
+        kind.append(tuple(known.setdefault(columns, len(known)) for _, columns in made))
+    device = layers[0][0].down.device
+    kinds = tuple(torch.tensor(columns, dtype=torch.int64, device=device) for columns in known)
+    return Stack(tuple(adapters), tuple(layers), kinds, tuple(kind))
 
 
 def _side_by_side(factors: Sequence[Factor]) -> tuple[Factor, Columns]:

@@ -41,7 +41,9 @@ _done: list[str] = []  # what the last `set_up` of this process said
 
 
 def set_up() -> str:
-    """Keep freed memory for the next step; returns what was done, or why nothing was."""
+    """Keep freed memory for the next step; returns what was done, or why nothing was. In any case
+    oneDNN is told to keep few kernels, unless the user has said how many.
+    """
     os.environ.setdefault(_KERNELS, _KERNELS_KEPT)
     _done[:] = [_set_up()]
     return _done[0]

@@ -19,7 +19,7 @@ import psutil
 
 SETTING: Final = "GOMP_SPINCOUNT"
 _BRIEF: Final = "1000"  # turns of the waiting loop
-_SHARED: Final = "2000"
+_SHARED: Final = "2000"  # where its own clients are all that it shares with
 _OTHERS: Final = 25.0  # percent of all cores that others use
 _LOOK: Final = 0.1  # seconds
 
