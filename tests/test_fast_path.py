@@ -254,9 +254,12 @@ def test_segment_attention_is_a_masked_softmax(
     )
     monkeypatch.setattr(layout, "grain", lambda *_: grain)
     pieces = layout.bundles(batch, torch.float64)
-    ranges = [one for bundle in pieces for parts in bundle.queries for one in parts]
-    covered = sorted((row, place) for row, *ends in ranges for place in range(*ends))
-    assert covered == [(0, p) for p in range(12)] + [(1, p) for p in range(7)]
+    covered = []
+    for bundle in pieces.found:
+        blank = set(map(tuple, bundle.blank.T.tolist()))
+        rows = enumerate(bundle.queries.tolist())
+        covered += [p for b, row in rows for n, p in enumerate(row) if (b, n) not in blank]
+    assert sorted(covered) == [*range(12), *range(12, 12 + 7)]
     got = segment_attention(q, k, v, pieces, 0.6)
     scores = 0.6 * q @ k.repeat_interleave(2, dim=1).mT
     scores = scores.masked_fill(~layout.allowed(batch)[:, None], -torch.inf)

@@ -105,7 +105,7 @@ class TokenLoss(nn.Module):
             # a mask of four dimensions is taken as it is: none is built, and ours needs none
             nothing = torch.zeros(1, 1, 1, 1, dtype=working, device=batch.input_ids.device)
             if self.route == "flex":
-                layout = attention.Layout([], flex.block_mask(batch))
+                layout = attention.Layout(None, flex.block_mask(batch))
             else:
                 layout = attention.Layout(bundles(batch, working))
             return {**common, "attention_mask": nothing, "layout": layout}

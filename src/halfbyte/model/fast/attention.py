@@ -6,7 +6,6 @@ then every segment attends to itself and its ancestors, without a mask of the wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +16,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from halfbyte.model.fast import buffers, flex
-from halfbyte.model.fast.layout import Bundle, Range
+from halfbyte.model.fast.layout import Bundles, Part, Plan
 
-__all__ = ["NAME", "Layout", "add_gradients", "attended", "register", "segment_attention"]
+__all__ = ["NAME", "Layout", "attended", "register", "segment_attention", "three_gradients"]
 
 NAME = "halfbyte"
 
@@ -30,7 +29,7 @@ class Layout:
     that swallows the argument would attend across rows without anybody noticing.
     """
 
-    bundles: list[Bundle]
+    bundles: Bundles | None
     mask: BlockMask | None = None
     layers: int = field(default=0)
 
@@ -63,123 +62,119 @@ def _attend(
 
 
 def segment_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pieces: list[Bundle], scale: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pieces: Bundles, scale: float
 ) -> torch.Tensor:
     """softmax(scale * query keyᵀ) value within the bundles, zero where none is.
 
     Shapes: query [R, H, T, D], key and value [R, G, T, D] with H a multiple of G (grouped-query);
     the result is [R, T, H, D].
     """
-    result: torch.Tensor = _SegmentAttention.apply(query * scale, key, value, pieces)
+    # as the projections lay them: rows of all places and heads can then be picked one by one
+    laid = (one.transpose(1, 2) for one in (query * scale, key, value))
+    result: torch.Tensor = _SegmentAttention.apply(*laid, pieces)
     return result
 
 
 class _SegmentAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        pieces: list[Bundle],
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pieces: Bundles
     ) -> torch.Tensor:
         ctx.pool, ctx.pieces = buffers.current(), pieces
-        ctx.save_for_backward(query, key, value)
-        return attended((query, key, value), pieces, ctx.pool)
+        three = (query.contiguous(), key.contiguous(), value.contiguous())
+        ctx.save_for_backward(*three)
+        return attended(three, pieces, ctx.pool)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        saved = ctx.saved_tensors
-        rows, _, length, width = saved[0].shape
-        # laid out as the projections are, so that nothing has to be transposed on the way back
-        found = tuple(
-            buffers.empty((rows, length, one.shape[1], width), one, ctx.pool).zero_()
-            for one in saved
-        )
-        found = tuple(one.transpose(1, 2) for one in found)
-        add_gradients(found, saved, gradients[0].transpose(1, 2), ctx.pieces)
-        return *found, None
+        d_output = gradients[0].contiguous()
+        return *three_gradients(ctx.saved_tensors, d_output, ctx.pieces, ctx.pool), None
 
 
-Three = tuple[torch.Tensor, ...]  # scaled query [R, H, T, D], key and value [R, G, T, D]
+Three = tuple[torch.Tensor, ...]  # contiguous: scaled query [R, T, H, D], key, value [R, T, G, D]
 
 
-def attended(qkv: Three, pieces: list[Bundle], pool: buffers.Pool | None) -> torch.Tensor:
+def attended(qkv: Three, pieces: Bundles, pool: buffers.Pool | None) -> torch.Tensor:
     """`segment_attention` of scaled queries, without a graph."""
-    query, _, value = qkv
-    rows, heads, length, width = query.shape
-    output = buffers.empty((rows, length, heads, width), query, pool).zero_()
-    into = output.transpose(1, 2)
-    for bundle in pieces:
-        _, _, p = _probabilities(qkv, bundle)
-        _put(into, bundle.queries, torch.bmm(p, _gather(value, bundle.keys, bundle.columns)))
-    return output
+    query, key, value = qkv
+    plan = pieces.plan(query.shape[2], key.shape[2])
+    answers = _Answers(plan, query, pool)
+    for part in plan.parts:
+        _, _, p = _probabilities(qkv, part)
+        torch.bmm(p, _picked(value, part.keys, len(p)), out=answers.next(p))
+    return answers.laid()
 
 
-def add_gradients(found: Three, qkv: Three, d_output: torch.Tensor, pieces: list[Bundle]) -> None:
-    """Add to `found`, zeros of the shapes of `qkv`, the gradients by them; `d_output` [R, H, T, D]
-    is that by the output.
-    """
-    (dq, dk, dv), value = found, qkv[2]
-    for bundle in pieces:
+def three_gradients(
+    qkv: Three, d_output: torch.Tensor, pieces: Bundles, pool: buffers.Pool | None
+) -> Three:
+    """The gradients by `qkv`; `d_output` [R, T, H, D], contiguous, is that by the output."""
+    query, key, value = qkv
+    plan = pieces.plan(query.shape[2], key.shape[2])
+    by_queries = _Answers(plan, query, pool)
+    by_keys, by_values = (
+        buffers.empty((len(plan.keys), key.shape[-1]), key, pool) for _ in range(2)
+    )
+    first = 0
+    for part in plan.parts:
         # made again rather than kept: at 256 keys they would be a quarter of all activations
-        q, k, p = _probabilities(qkv, bundle)
-        do = _gather(d_output, bundle.queries, bundle.rows).reshape(q.shape)
-        _put(dv, bundle.keys, torch.bmm(p.mT, do), add=True)
-        ds = torch.bmm(do, _gather(value, bundle.keys, bundle.columns).mT)
+        q, k, p = _probabilities(qkv, part)
+        here = slice(first, first + len(part.keys))
+        first = here.stop
+        do = d_output.view(-1, d_output.shape[-1]).index_select(0, part.queries)
+        do = do.index_fill_(0, part.blank, 0).view(q.shape)
+        torch.bmm(p.mT, do, out=by_values[here].view(k.shape))
+        ds = torch.bmm(do, _picked(value, part.keys, len(p)).mT)
         ds = torch._softmax_backward_data(ds, p, -1, p.dtype)  # noqa: SLF001  one pass, no copy
-        _put(dk, bundle.keys, torch.bmm(ds.mT, q), add=True)
-        _put(dq, bundle.queries, torch.bmm(ds, k))
+        torch.bmm(ds.mT, q, out=by_keys[here].view(k.shape))
+        torch.bmm(ds, k, out=by_queries.next(ds))
+    summed = tuple(
+        buffers.empty(tuple(key.shape), key, pool).zero_()
+        for _ in range(2)  # by keys, by values
+    )
+    for one, found in zip(summed, (by_keys, by_values), strict=True):
+        one.view(-1, one.shape[-1]).index_add_(0, plan.keys, found)
+    return by_queries.laid(), *summed
 
 
-def _probabilities(qkv: Three, bundle: Bundle) -> Three:
-    """The bundle's queries [B G, H / G n, D] and keys [B G, m, D], and the attention of the ones to
+class _Answers:
+    """What the parts of a plan give for their queries, laid out by places at the end."""
+
+    def __init__(self, plan: Plan, query: torch.Tensor, pool: buffers.Pool | None) -> None:
+        self._plan, self._query, self._pool, self._stop = plan, query, pool, 0
+        count, width = sum(len(part.queries) for part in plan.parts), query.shape[-1]
+        self._rows = buffers.empty((count + 1, width), query, pool)
+        self._rows[-1] = 0
+
+    def next(self, scores: torch.Tensor) -> torch.Tensor:
+        """Where the next part's answers go: [B G, n, D] for scores [B G, n, m]."""
+        start, count = self._stop, scores.shape[0] * scores.shape[1]
+        self._stop += count
+        return self._rows[start : self._stop].view(*scores.shape[:2], -1)
+
+    def laid(self) -> torch.Tensor:
+        """[R, T, H, D]."""
+        found = buffers.empty(tuple(self._query.shape), self._query, self._pool)
+        torch.index_select(self._rows, 0, self._plan.answers, out=found.view(-1, found.shape[-1]))
+        return found
+
+
+def _probabilities(qkv: Three, part: Part) -> Three:
+    """The part's queries [B G, H / G n, D] and keys [B G, m, D], and the attention of the ones to
     the others.
     """
     query, key, _ = qkv
-    k = _gather(key, bundle.keys, bundle.columns)
-    q = _gather(query, bundle.queries, bundle.rows).reshape(len(k), -1, k.shape[-1])
+    members, _, n, last = part.bias.shape
+    k = _picked(key, part.keys, members * key.shape[2])
+    q = _picked(query, part.queries, len(k))
     scores = torch.bmm(q, k.mT)
-    members, _, n, last = bundle.bias.shape
-    scores.view(members, -1, n, scores.shape[-1])[..., -last:] += bundle.bias
+    scores.view(members, -1, n, scores.shape[-1])[..., -last:] += part.bias
     # of 16-bit scores torch's softmax sums in float32 and rounds once, without a float32 copy
     return q, k, torch.softmax(scores, dim=-1)
 
 
-def _gather(source: torch.Tensor, ranges: Sequence[Sequence[Range]], size: int) -> torch.Tensor:
-    """Places of [R, heads, T, D] as [B heads, size, D], zeros behind those of each member: heads
-    that share a key head stand together.
-    """
-    heads, width = source.shape[1], source.shape[3]
-    if len(ranges) == len(ranges[0]) == 1 and ranges[0][0][2] - ranges[0][0][1] == size:
-        row, start, stop = ranges[0][0]
-        return source[row, :, start:stop]
-    found = source.new_zeros(len(ranges), heads, size, width)
-    for member, parts in zip(found, ranges, strict=True):
-        taken = 0
-        for row, start, stop in parts:
-            member[:, taken : taken + stop - start] = source[row, :, start:stop]
-            taken += stop - start
-    return found.view(-1, size, width)
-
-
-def _put(
-    target: torch.Tensor,
-    ranges: Sequence[Sequence[Range]],
-    values: torch.Tensor,
-    *,
-    add: bool = False,
-) -> None:
-    """The way back: rows of [B G, H / G n, D] to their places in [R, H, T, D]."""
-    heads, width = target.shape[1], target.shape[3]
-    for member, parts in zip(values.view(len(ranges), heads, -1, width), ranges, strict=True):
-        taken = 0
-        for row, start, stop in parts:
-            part = member[:, taken : taken + stop - start]
-            places = target[row, :, start:stop]
-            if add:
-                places += part
-            else:
-                places.copy_(part)
-            taken += stop - start
+def _picked(source: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Rows of [R, T, heads, D] laid flat, as [count, n, D]."""
+    width = source.shape[-1]
+    return source.view(-1, width).index_select(0, rows).view(count, -1, width)

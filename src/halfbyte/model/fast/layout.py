@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 from halfbyte.data.records import Batch, Segment
 
 __all__ = [
-    "Bundle",
+    "Bundles",
     "Range",
     "additive_mask",
     "allowed",
@@ -85,20 +85,99 @@ class Block:
 class Bundle:
     """Blocks of one size, computed together.
 
-    For each block the `queries` and the `keys` it consists of; they are gathered into `rows`
-    queries and `columns` keys, the rest being zeros. `bias` [blocks, 1, rows, m], 0 or -inf, is
-    for the last m keys: nobody sees those that are not there.
+    `queries` int64 [blocks, n] and `keys` int64 [blocks, m] are places of the batch laid flat.
+    Where a block has fewer, places of its own stand in: such queries are listed in `blank` int64
+    [2, count], as block and number, and nobody sees such keys. `bias` [blocks, 1, n, last], 0 or
+    -inf, is for the last keys; all see those before.
     """
 
-    queries: tuple[tuple[Range, ...], ...]
-    keys: tuple[tuple[Range, ...], ...]
-    rows: int
-    columns: int
+    queries: torch.Tensor
+    keys: torch.Tensor
+    blank: torch.Tensor
     bias: torch.Tensor
 
 
-def bundles(batch: Batch, dtype: torch.dtype) -> list[Bundle]:
-    """The batch's attention as dense pieces that cover every place of every segment once."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """A bundle for a number of heads: rows of queries laid flat [places * heads, D] and of keys.
+
+    `queries` int64 [blocks * H * n] and `keys` int64 [blocks * G * m], heads that share a key head
+    side by side; `blank`, among these queries, are none.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    blank: torch.Tensor
+    bias: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """All parts. With what they give for their queries one behind the other, and a row of zeros at
+    the end, `answers` int64 [places * H] is the row that each place and head takes; `keys` are
+    those of all parts.
+    """
+
+    parts: list[Part]
+    answers: torch.Tensor
+    keys: torch.Tensor
+
+
+class Bundles:
+    """A batch's attention as dense pieces that cover every place of every segment once."""
+
+    def __init__(self, found: list[Bundle], places: int) -> None:
+        self.found = found
+        self._plans: dict[tuple[int, int], Plan] = {}
+        # each place's answer: the first one of its block, the block's size, its number there
+        self._answers = torch.zeros(3, places, dtype=torch.int64, device=_device(found))
+        self._answers[0] = sum(bundle.queries.numel() for bundle in found)
+        first = 0
+        for bundle in found:
+            count, size = bundle.queries.shape
+            real = torch.ones(count, size, dtype=torch.bool, device=bundle.queries.device)
+            real[bundle.blank[0], bundle.blank[1]] = False
+            block, number = real.nonzero(as_tuple=True)
+            at = bundle.queries[block, number]
+            self._answers[0, at] = first + block * size
+            self._answers[1, at] = size
+            self._answers[2, at] = number
+            first += count * size
+
+    def plan(self, heads: int, groups: int) -> Plan:
+        """For so many query heads and key heads; made once."""
+        if (heads, groups) not in self._plans:
+            every = torch.arange(heads, device=self._answers.device)
+            first, size, number = self._answers[:, :, None]
+            parts = [_part(bundle, heads, groups) for bundle in self.found]
+            self._plans[heads, groups] = Plan(
+                parts,
+                (first * heads + size * every + number).view(-1),
+                torch.cat([part.keys for part in parts]),
+            )
+        return self._plans[heads, groups]
+
+
+def _part(bundle: Bundle, heads: int, groups: int) -> Part:
+    block, number = bundle.blank[:, :, None]
+    every = torch.arange(heads, device=block.device)
+    blank = (block * heads + every) * bundle.queries.shape[1] + number
+    queries, keys = _by_heads(bundle.queries, heads), _by_heads(bundle.keys, groups)
+    return Part(queries, keys, blank.view(-1), bundle.bias)
+
+
+def _by_heads(places: torch.Tensor, heads: int) -> torch.Tensor:
+    """Places [blocks, n] as rows [blocks * heads * n] of [places * heads, D]."""
+    every = torch.arange(heads, device=places.device)[:, None]
+    return (places[:, None] * heads + every).view(-1)
+
+
+def _device(found: list[Bundle]) -> torch.device:
+    return found[0].queries.device if found else torch.device("cpu")
+
+
+def bundles(batch: Batch, dtype: torch.dtype) -> Bundles:
+    """What a batch's attention consists of, for scores of this type."""
     device = batch.input_ids.device
     to = grain(dtype, device)
     alike: dict[tuple[int, int, int], list[Block]] = {}
@@ -107,21 +186,39 @@ def bundles(batch: Batch, dtype: torch.dtype) -> list[Bundle]:
         n, m = block.seen.shape
         more = -columns % to
         alike.setdefault((n + -n % to, columns + more, m + more), []).append(block)
+    length = batch.input_ids.shape[1]
     found = []
     for (rows, columns, last), members in alike.items():
         most = max(1, BUNDLE // (rows * columns))
         for start in range(0, len(members), most):
             some = members[start : start + most]
             hidden = torch.zeros(len(some), 1, rows, last, dtype=torch.bool)
+            queries, keys, blank = [], [], []
             for place, block in enumerate(some):
                 n, m = block.seen.shape
+                queries.append(_places((block.queries,), length, rows))
+                keys.append(_places(block.keys, length, columns))
+                blank += [(place, number) for number in range(n, rows)]
                 real = last - columns + sum(stop - start for _, start, stop in block.keys)
                 # a query that is none may see anything, but something it must
                 hidden[place, 0, :n, real:] = True
                 hidden[place, 0, :n, real - m : real] = ~block.seen
             bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
-            queries, keys = tuple((b.queries,) for b in some), tuple(b.keys for b in some)
-            found.append(Bundle(queries, keys, rows, columns, bias.to(device)))
+            none = torch.tensor(blank, dtype=torch.int64).view(-1, 2).T
+            parts = (torch.stack(queries), torch.stack(keys), none, bias)
+            found.append(Bundle(*(one.to(device) for one in parts)))
+    return Bundles(found, batch.input_ids.numel())
+
+
+def _places(ranges: tuple[Range, ...], length: int, size: int) -> torch.Tensor:
+    """int64 [size]: places of sequences of this length laid flat, the first one again behind."""
+    first = ranges[0][0] * length + ranges[0][1]
+    found = torch.full((size,), first, dtype=torch.int64)
+    taken = 0
+    for row, start, stop in ranges:
+        count = stop - start
+        found[taken : taken + count] = torch.arange(row * length + start, row * length + stop)
+        taken += count
     return found
 
 

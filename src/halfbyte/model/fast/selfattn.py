@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from halfbyte.model.fast import buffers
-from halfbyte.model.fast.attention import Layout, Three, add_gradients, attended
-from halfbyte.model.fast.layout import Bundle
+from halfbyte.model.fast.attention import Layout, Three, attended, three_gradients
+from halfbyte.model.fast.layout import Bundles
 from halfbyte.model.fast.linear import together
 from halfbyte.model.fast.mixins import mix_in
 
@@ -61,7 +61,7 @@ class JointAttention:
 def rotary_attention(
     qkv: Sequence[torch.Tensor],
     turns: tuple[torch.Tensor, torch.Tensor],
-    pieces: list[Bundle],
+    pieces: Bundles,
     scale: float,
 ) -> torch.Tensor:
     """Attention [R, T, H, D] of q [R, T, H D] and k, v [R, T, G D].
@@ -78,7 +78,7 @@ class _RotaryAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        how: tuple[list[Bundle], float],
+        how: tuple[Bundles, float],
         cos: torch.Tensor,
         sin: torch.Tensor,
         *qkv: torch.Tensor,
@@ -89,28 +89,22 @@ class _RotaryAttention(torch.autograd.Function):
         _turn(three[0], cos * ctx.scale, sin * ctx.scale)
         _turn(three[1], cos, sin)
         ctx.save_for_backward(*qkv, cos, sin)
-        return attended(_first(three), ctx.pieces, ctx.pool)
+        return attended(three, ctx.pieces, ctx.pool)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         *qkv, cos, sin = ctx.saved_tensors
-        found = [buffers.empty(tuple(one.shape), one, ctx.pool).zero_() for one in qkv]
-        three, d_output = _heads(found, cos), gradients[0].transpose(1, 2)
-        add_gradients(_first(three), _first(_heads(qkv, cos)), d_output, ctx.pieces)
+        d_output = gradients[0].contiguous()
+        three = three_gradients(_heads(qkv, cos), d_output, ctx.pieces, ctx.pool)
         _turn(three[0], cos * ctx.scale, sin * ctx.scale, back=True)
         _turn(three[1], cos, sin, back=True)
-        return None, None, None, *found
+        return None, None, None, *(one.flatten(2) for one in three)
 
 
 def _heads(qkv: Sequence[torch.Tensor], cos: torch.Tensor) -> Three:
     """[R, T, heads D] as [R, T, heads, D]."""
     return tuple(one.unflatten(-1, (-1, cos.shape[-1])) for one in qkv)
-
-
-def _first(qkv: Three) -> Three:
-    """Heads before places, as the products want them."""
-    return tuple(one.transpose(1, 2) for one in qkv)
 
 
 def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, back: bool = False) -> None:
