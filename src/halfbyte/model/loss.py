@@ -15,7 +15,15 @@ from torch.nn.functional import cross_entropy
 from halfbyte.data.records import Batch
 from halfbyte.model.fast import attention, buffers, flex, parts
 from halfbyte.model.fast.head import Head, nll_sum, nll_values
-from halfbyte.model.fast.layout import additive_mask, allowed, bundles, grain, longest, rounded
+from halfbyte.model.fast.layout import (
+    Bundles,
+    additive_mask,
+    allowed,
+    bundles,
+    grain,
+    longest,
+    rounded,
+)
 from halfbyte.model.fast.narrow import NarrowLinear, working_dtype
 
 __all__ = ["TokenLoss"]
@@ -105,7 +113,7 @@ class TokenLoss(nn.Module):
             # a mask of four dimensions is taken as it is: none is built, and ours needs none
             nothing = torch.zeros(1, 1, 1, 1, dtype=working, device=batch.input_ids.device)
             if self.route == "flex":
-                layout = attention.Layout(None, flex.block_mask(batch))
+                layout = attention.Layout(Bundles([], 0), flex.block_mask(batch))
             else:
                 layout = attention.Layout(bundles(batch, working))
             return {**common, "attention_mask": nothing, "layout": layout}

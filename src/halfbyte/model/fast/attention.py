@@ -29,7 +29,7 @@ class Layout:
     that swallows the argument would attend across rows without anybody noticing.
     """
 
-    bundles: Bundles | None
+    bundles: Bundles
     mask: BlockMask | None = None
     layers: int = field(default=0)
 

@@ -20,6 +20,7 @@ import torch
 __all__ = ["Pool", "empty", "use"]
 
 _LEAST = 1 << 14  # bytes; smaller ones are no burden to malloc
+_BACK = 4  # blocks before the last one, where the search for a free one begins
 
 
 class Pool:
@@ -31,6 +32,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._blocks: dict[int, list[torch.UntypedStorage]] = {}  # by bytes of a place
+        self._last: dict[int, int] = {}  # by the same, the block handed out last
         self._lock = Lock()
 
     @property
@@ -45,16 +47,24 @@ class Pool:
         size = places * width
         with self._lock:
             blocks = self._blocks.setdefault(width, [])
-            for number, block in enumerate(blocks):
-                if not _free(block):
-                    continue
-                if block.nbytes() < size:  # outgrown: the longest micro-batch comes first
-                    del block
-                    blocks[number] = _mapped(size)
-                return blocks[number]
-            most = max((block.nbytes() for block in blocks), default=0)
-            blocks.append(_mapped(max(most, size)))
-            return blocks[-1]
+            number = self._last[width] = self._free(width)
+            if number == len(blocks):
+                most = max((block.nbytes() for block in blocks), default=0)
+                blocks.append(_mapped(max(most, size)))
+            elif blocks[number].nbytes() < size:  # outgrown: the longest micro-batch comes first
+                blocks[number] = _mapped(size)
+            return blocks[number]
+
+    def _free(self, width: int) -> int:
+        """The number of a free block, or the next new one's. Near the last one first: what was in
+        use a moment ago is still in the cache, and a forward pass leaves blocks in order.
+        """
+        blocks = self._blocks[width]
+        near = max(0, self._last.get(width, 0) - _BACK)
+        for number in (*range(near, len(blocks)), *range(near)):
+            if _free(blocks[number]):
+                return number
+        return len(blocks)
 
 
 _current: list[Pool | None] = [None]

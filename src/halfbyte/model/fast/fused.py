@@ -57,12 +57,10 @@ class RmsNorm(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[..., H] to [..., H]; the result is made again from the input."""
         x = hidden_states
-        y: torch.Tensor = _RmsNorm.apply(x, self.weight, self.variance_epsilon)
-        mark(y, Remake(self._again, (x, self.weight)))
+        inverse = _inverse_rms(x.detach(), self.variance_epsilon)
+        y: torch.Tensor = _RmsNorm.apply(x, self.weight, inverse)
+        mark(y, Remake(_normed, (x, self.weight, inverse)))
         return y
-
-    def _again(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return _normed(x, weight, _inverse_rms(x, self.variance_epsilon))
 
 
 class GatedMlp(nn.Module):
@@ -79,19 +77,42 @@ class GatedMlp(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., H] to [..., H]."""
         gate, up = together(x, (self.gate_proj, self.up_proj))
-        product: torch.Tensor = _Gated.apply(gate, up, self.act_fn)
-        mark(product, Remake(self._again, (gate, up)))
+        activation = _Activation(self.act_fn)
+        product: torch.Tensor = _Gated.apply(gate, up, activation)
+        mark(product, Remake(activation.product, (gate, up)))
         y: torch.Tensor = self.down_proj(product)
         return y
 
-    def _again(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = self.act_fn(gate).mul_(up)
-        return product
+
+class _Activation:
+    """act(gate), computed once in the backward pass for the two that want it: the gradient by
+    `down`, which comes first and needs act(gate) * up, and that of the product itself.
+    """
+
+    def __init__(self, act: nn.Module) -> None:
+        self.act = act
+        self._done: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def product(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """act(gate) * up."""
+        self._done = self._graph(gate)
+        return self._done[1].detach() * up
+
+    def take(self, gate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A `gate` of its own and act of it, with a graph between them."""
+        done, self._done = self._done, None
+        return done or self._graph(gate)
+
+    def _graph(self, gate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.enable_grad():
+            own = gate.detach().requires_grad_()
+            return own, self.act(own)
 
 
 def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """[..., 1], summed in float32 at least; one pass over x."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_wide(x))
+    """[..., 1], summed in float32 at least."""
+    # norm of a widened copy: torch's own widening on the way takes longer than both
+    norm = torch.linalg.vector_norm(x.to(_wide(x)), dim=-1, keepdim=True)
     return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
@@ -100,14 +121,20 @@ def _wide(x: torch.Tensor) -> torch.dtype:
 
 
 def _normed(x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """weight * x * inverse. For 16 bits in float32, rounded once: bf16's own products take longer,
+    and transformers' second rounding, before that with the weight, is not missed.
+    """
     y = buffers.empty(tuple(x.shape), x, buffers.current())
-    return torch.mul(x, inverse, out=y).mul_(weight)  # rounded before the product with the weight
+    if x.dtype == inverse.dtype:
+        return torch.mul(x, inverse, out=y).mul_(weight)
+    return y.copy_(x.to(inverse.dtype).mul_(inverse).mul_(weight))
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        inverse = _inverse_rms(x, eps)
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, weight, inverse)
         return _normed(x, weight, inverse)
 
@@ -132,19 +159,19 @@ class _Gated(torch.autograd.Function):
     """act(gate) * up; the derivative of `act` comes from autograd, on the recomputed value."""
 
     @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, act: nn.Module) -> torch.Tensor:
-        ctx.act = act
+    def forward(
+        ctx: Any, gate: torch.Tensor, up: torch.Tensor, activation: _Activation
+    ) -> torch.Tensor:
+        ctx.activation = activation
         ctx.save_for_backward(gate, up)
         product = buffers.empty(tuple(up.shape), up, buffers.current())
-        return torch.mul(act(gate), up, out=product)
+        return torch.mul(activation.act(gate), up, out=product)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         dy = gradients[0]
         gate, up = ctx.saved_tensors
-        with torch.enable_grad():
-            gate = gate.detach().requires_grad_()
-            acted = ctx.act(gate)
+        gate, acted = ctx.activation.take(gate)
         (d_gate,) = torch.autograd.grad(acted, gate, dy * up)
         return d_gate, acted.detach().mul_(dy), None
