@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from halfbyte.data.records import Batch
-from halfbyte.model.fast import attention, buffers, flex, parts
+from halfbyte.model.fast import attention, buffers, flex, linear, parts
 from halfbyte.model.fast.head import Head, nll_sum, nll_values
 from halfbyte.model.fast.layout import (
     Bundles,
@@ -49,6 +49,7 @@ class TokenLoss(nn.Module):
         self.model = model
         self.route = parts.install(model)
         self._pool = buffers.Pool()
+        self._fast = [one for one in model.modules() if isinstance(one, linear.Fast)]
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The sum of the batch's token losses, a float32 scalar, not divided by anything.
@@ -85,7 +86,7 @@ class TokenLoss(nn.Module):
         """Hidden states [N, H] of the places that predict."""
         causal = parts.causal_model(self.model)
         arguments = self._arguments(causal, batch)
-        with buffers.use(self._pool):
+        with buffers.use(self._pool), linear.prepared(self._fast, working_dtype(causal)):
             states = causal.base_model(**arguments).last_hidden_state
         _require_seen(arguments.get("layout"))
         return states.flatten(0, 1).index_select(0, batch.predict)

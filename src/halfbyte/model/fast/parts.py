@@ -47,10 +47,12 @@ def install(model: nn.Module) -> Route:
     """Set a model up for the fast path as far as it goes, and say how rows are kept apart.
 
     Idempotent. Exchanges norms and MLPs for equal ones that keep less (fused.py), chooses the
-    attention implementation, and keeps bitsandbytes from repacking weights.
+    attention implementation, keeps bitsandbytes from repacking weights, and makes the constants of
+    small quantized layers whole.
     """
     causal = causal_model(model)
     weights.keep_as_quantized(causal)
+    weights.unfold(causal)
     fused.replace(causal)
     residual.replace(causal)
     route, _ = route_of(causal)
