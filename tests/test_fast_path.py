@@ -14,11 +14,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from halfbyte.cli.show import _fast_rows
+from halfbyte.config import LoraSettings
 from halfbyte.data.batches import MicroLimits
 from halfbyte.data.records import Batch, Segment
+from halfbyte.model.adapters import attach
 from halfbyte.model.fast import (
     buffers,
     checkpoint,
@@ -32,7 +35,7 @@ from halfbyte.model.fast import (
     weights,
 )
 from halfbyte.model.fast.attention import segment_attention
-from halfbyte.model.fast.linear import Fast, Member, custom_modules, lora_linears
+from halfbyte.model.fast.linear import Fast, Member, custom_modules, lora_linears, prepared
 from halfbyte.model.loss import TokenLoss
 from tests.tiny import tiny_model
 
@@ -280,14 +283,75 @@ def test_gradients_of_norm_and_gated_product() -> None:
     torch.manual_seed(0)
     x, w = torch.randn(2, 3, 8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
     inputs = (x.requires_grad_(), w.requires_grad_())
-    inverse = fused._inverse_rms
-    assert torch.autograd.gradcheck(
-        lambda x, w: fused._RmsNorm.apply(x, w, inverse(x.detach(), 0.1)), inputs
-    )
+    assert torch.autograd.gradcheck(lambda x, w: fused._RmsNorm.apply(x, w, 0.1)[0], inputs)
     gate, up = (torch.randn(2, 8, dtype=torch.float64).requires_grad_() for _ in range(2))
     assert torch.autograd.gradcheck(
         lambda gate, up: fused._Gated.apply(gate, up, fused._Activation(nn.SiLU())), (gate, up)
     )
+
+
+def test_an_activation_is_computed_once_for_a_backward_pass() -> None:
+    """The gradient by `down` and that by gate and up share it, and give what autograd gives."""
+    calls = []
+
+    class Act(nn.SiLU):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append(torch.is_grad_enabled())
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    gate, up = (torch.randn(3, 8, dtype=torch.float64).requires_grad_() for _ in range(2))
+    activation = fused._Activation(Act())
+    product = fused._Gated.apply(gate, up, activation)
+    assert len(calls) == 1
+    torch.testing.assert_close(activation.product(gate, up), product)
+    got = torch.autograd.grad(product.square().sum(), (gate, up))
+    assert calls == [False, True]
+    wanted = torch.autograd.grad((functional.silu(gate) * up).square().sum(), (gate, up))
+    torch.testing.assert_close(got, wanted)
+
+
+def test_constants_of_small_layers_are_made_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dense weight stays the same to the bit; a large layer keeps them in 8 bits."""
+    layers = [bnb.nn.Linear4bit(64, outs, quant_type="nf4").to("cpu") for outs in (96, 128)]
+    states = [layer.weight.quant_state for layer in layers]
+    before = [weights.dense(layer, torch.float32) for layer in layers]
+    assert all(state.nested for state in states)
+    monkeypatch.setattr(weights, "SMALL", 64 * 100)
+    weights.unfold(nn.ModuleList(layers))
+    assert [state.nested for state in states] == [False, True]
+    assert states[0].absmax.dtype == torch.float32
+    for layer, dense in zip(layers, before, strict=True):
+        assert torch.equal(weights.dense(layer, torch.float32), dense)
+
+
+def test_prepared_factors_are_those_made_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small layers find scale * A and B cast already, with equal outputs and gradients; large ones
+    and float32 do not; after the block nobody does.
+    """
+    model = attach(tiny_model("llama").to(torch.bfloat16), LoraSettings(rank=4, alpha=5.0), 0)
+    layers = [module for module in model.modules() if isinstance(module, Fast)]
+    for layer in layers:
+        nn.init.normal_(layer.lora_B["default"].weight)
+    first = layers[0]
+    x = torch.randn(5, first.in_features, dtype=torch.bfloat16)
+    pair = (first.lora_A["default"].weight, first.lora_B["default"].weight)
+
+    def found() -> list[torch.Tensor]:
+        y = first(x)
+        return [y, *torch.autograd.grad(y.square().sum(), pair)]
+
+    alone = found()
+    with prepared(layers, torch.bfloat16):
+        assert all(layer.member().cast for layer in layers)
+        together = found()
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+    assert not any(layer.member().cast for layer in layers)
+    with prepared(layers, torch.float32):
+        assert not any(layer.member().cast for layer in layers)
+    monkeypatch.setattr(weights, "SMALL", 1)
+    with prepared(layers, torch.bfloat16):
+        assert not any(layer.member().cast for layer in layers)
 
 
 def test_replaced_modules_keep_names_and_numbers() -> None:

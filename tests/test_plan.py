@@ -22,7 +22,7 @@ from halfbyte.config import LoraSettings, load_config
 from halfbyte.data.batches import MicroLimits, plan_step
 from halfbyte.data.records import Encoded
 from halfbyte.errors import InputError, MissingError
-from halfbyte.model import pace
+from halfbyte.model import budget, pace
 from halfbyte.model.adapters import attach
 from halfbyte.model.arrange import Wishes, arrange
 from halfbyte.model.budget import Load, Way, base_bytes, memory, trained
@@ -109,11 +109,17 @@ def test_each_recomputed_layer_saves_memory() -> None:
     assert len(set(held)) == 6
 
 
-def test_quantized_weights_take_a_ninth_of_float32(shape: Shape) -> None:
-    """4.127 bits a weight: 4, an eighth of 8 and a share of 32 (arXiv:2305.14314)."""
+@pytest.mark.parametrize(("small", "bits"), [(1, 4.127), (1 << 20, 4.5)])
+def test_quantized_weights_take_an_eighth_of_float32(
+    shape: Shape, small: int, bits: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4.127 bits a weight: 4, an eighth of 8 and a share of 32 (arXiv:2305.14314). In small layers
+    4.5: there the constants are made whole.
+    """
+    monkeypatch.setattr(budget, "SMALL", small)
     rest = shape.others * 4
     ratio = (base_bytes(shape, LORA) - rest) / (base_bytes(shape, QLORA) - rest)
-    assert ratio == pytest.approx(32 / 4.127, rel=1e-3)
+    assert ratio == pytest.approx(32 / bits, rel=1e-3)
 
 
 def test_weights_in_a_narrower_compute_type_are_counted(shape: Shape) -> None:

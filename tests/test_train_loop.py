@@ -90,6 +90,16 @@ def test_the_loss_of_a_step_is_the_token_mean_and_the_update_is_plain_adamw() ->
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
+def test_a_step_trains_whatever_left_a_module_in_eval_mode() -> None:
+    """A loaded model has modules in eval mode below a root that is not: dropout would be off."""
+    usual, odd = toy_state(dropout=0.5), toy_state(dropout=0.5)
+    for module in list(odd.module.modules())[1:]:
+        module.eval()
+    run_events(usual)
+    run_events(odd)
+    assert weight_bytes(odd) == weight_bytes(usual)
+
+
 def test_a_shared_target_counts_as_often_as_its_weight() -> None:
     class Doubled(ToyBatch):
         pass

@@ -12,7 +12,7 @@ from typing import Final
 from halfbyte.config.settings import Method
 from halfbyte.model.fast.head import CHUNK_BYTES
 from halfbyte.model.fast.layout import BUNDLE, QUERIES
-from halfbyte.model.fast.weights import pieces
+from halfbyte.model.fast.weights import SMALL, pieces
 from halfbyte.model.shape import Shape
 
 __all__ = ["Load", "Memory", "Way", "memory"]
@@ -100,11 +100,14 @@ def trained(shape: Shape, way: Way) -> int:
 
 def base_bytes(shape: Shape, way: Way) -> int:
     """The base's weights as they are held."""
-    narrow = {"nf4": _SINGLE, "fp4": _SINGLE, "int8": 1.0}
-    if way.double_quant:
-        narrow |= {"nf4": _DOUBLED, "fp4": _DOUBLED}
-    each = narrow.get(way.quantization or "", float(way.weights))
+    each = {"nf4": _SINGLE, "fp4": _SINGLE, "int8": 1.0}.get(
+        way.quantization or "", float(way.weights)
+    )
     linear = round(shape.linear_weights * each)
+    if way.double_quant and way.quantization in ("nf4", "fp4"):
+        # the constants of small layers are made whole (`fast.weights.unfold`)
+        large = sum(one.weights for one in shape.linear if one.weights >= SMALL)
+        linear -= round(large * (_SINGLE - _DOUBLED))
     # a quantized base that computes in float32 keeps embeddings and head as its files have them
     as_stored = way.quantization is not None and shape.halves and not way.cuda
     ends = min(HALF, way.weights) if as_stored else way.weights

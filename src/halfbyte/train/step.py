@@ -95,7 +95,7 @@ def _backward(state: State, batches: Sequence[MicroBatch], factor: float) -> tor
     not suffice, what the device said."""
     accelerator, last = state.accelerator, len(batches) - 1
     state.optimizer.zero_grad()
-    state.module.train()
+    state.training()
     progress = state.progress
     seed = seeds.step_seed(state.seed, progress.step, accelerator.process_index)
     seeds.seed_all(seed, accelerator.device)

@@ -57,8 +57,8 @@ class RmsNorm(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[..., H] to [..., H]; the result is made again from the input."""
         x = hidden_states
-        inverse = _inverse_rms(x.detach(), self.variance_epsilon)
-        y: torch.Tensor = _RmsNorm.apply(x, self.weight, inverse)
+        y: torch.Tensor
+        y, inverse = _RmsNorm.apply(x, self.weight, self.variance_epsilon)
         mark(y, Remake(_normed, (x, self.weight, inverse)))
         return y
 
@@ -109,17 +109,6 @@ class _Activation:
             return own, self.act(own)
 
 
-def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """[..., 1], summed in float32 at least."""
-    # norm of a widened copy: torch's own widening on the way takes longer than both
-    norm = torch.linalg.vector_norm(x.to(_wide(x)), dim=-1, keepdim=True)
-    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-
-
-def _wide(x: torch.Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 def _normed(x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
     """weight * x * inverse. For 16 bits in float32, rounded once: bf16's own products take longer,
     and transformers' second rounding, before that with the weight, is not missed.
@@ -131,12 +120,22 @@ def _normed(x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor) -> tor
 
 
 class _RmsNorm(torch.autograd.Function):
+    """The norm, and 1 / sqrt(mean(x²) + eps) [..., 1], summed in float32 at least."""
+
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor
-    ) -> torch.Tensor:
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # norm of a widened copy: torch's own widening on the way takes longer than both
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return _normed(x, weight, inverse)
+        ctx.mark_non_differentiable(inverse)
+        if wide is x:
+            return _normed(x, weight, inverse), inverse
+        y = buffers.empty(tuple(x.shape), x, buffers.current())
+        return y.copy_(wide.mul_(inverse).mul_(weight)), inverse
 
     @staticmethod
     @torch.autograd.function.once_differentiable

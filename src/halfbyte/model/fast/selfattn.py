@@ -66,8 +66,6 @@ def rotary_attention(
 ) -> torch.Tensor:
     """Attention [R, T, H, D] of q [R, T, H D] and k, v [R, T, G D].
 
-    q and k are turned in place, behind autograd's back (it refuses where they are views): they
-    must come from linear layers, which do not keep what they give, and go nowhere else.
     `turns`: cosines and sines [R, T, D], as transformers' rotary embeddings give them.
     """
     output: torch.Tensor = _RotaryAttention.apply((pieces, scale), *turns, *qkv)
@@ -84,22 +82,22 @@ class _RotaryAttention(torch.autograd.Function):
         *qkv: torch.Tensor,
     ) -> torch.Tensor:
         (ctx.pieces, ctx.scale), ctx.pool = how, buffers.current()
-        three = _heads(qkv, cos)
+        q, k, v = _heads(qkv, cos)
         # the turn scales the queries too
-        _turn(three[0], cos * ctx.scale, sin * ctx.scale)
-        _turn(three[1], cos, sin)
-        ctx.save_for_backward(*qkv, cos, sin)
-        return attended(three, ctx.pieces, ctx.pool)
+        q = _turned(q, cos * ctx.scale, sin * ctx.scale, ctx.pool)
+        k = _turned(k, cos, sin, ctx.pool)
+        ctx.save_for_backward(q, k, v, cos, sin)
+        return attended((q, k, v), ctx.pieces, ctx.pool)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        *qkv, cos, sin = ctx.saved_tensors
+        *three, cos, sin = ctx.saved_tensors
         d_output = gradients[0].contiguous()
-        three = three_gradients(_heads(qkv, cos), d_output, ctx.pieces, ctx.pool)
-        _turn(three[0], cos * ctx.scale, sin * ctx.scale, back=True)
-        _turn(three[1], cos, sin, back=True)
-        return None, None, None, *(one.flatten(2) for one in three)
+        dq, dk, dv = three_gradients(tuple(three), d_output, ctx.pieces, ctx.pool)
+        dq = _turned(dq, cos * ctx.scale, sin * ctx.scale, ctx.pool, back=True)
+        dk = _turned(dk, cos, sin, ctx.pool, back=True)
+        return None, None, None, *(one.flatten(2) for one in (dq, dk, dv))
 
 
 def _heads(qkv: Sequence[torch.Tensor], cos: torch.Tensor) -> Three:
@@ -107,14 +105,21 @@ def _heads(qkv: Sequence[torch.Tensor], cos: torch.Tensor) -> Three:
     return tuple(one.unflatten(-1, (-1, cos.shape[-1])) for one in qkv)
 
 
-def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, back: bool = False) -> None:
-    """In place: x [R, T, heads, D] turned by its angles (arXiv:2104.09864), the halves of D being
-    the two coordinates; `back`: by the transposed turn, which is what gradients need.
+def _turned(
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    pool: buffers.Pool | None,
+    *,
+    back: bool = False,
+) -> torch.Tensor:
+    """x [R, T, heads, D] turned by its angles (arXiv:2104.09864), the halves of D being the two
+    coordinates; `back`: by the transposed turn, which is what gradients need.
     """
-    half = x.shape[-1] // 2
-    before, sin = x.clone(), sin.unsqueeze(2)
-    x.mul_(cos.unsqueeze(2))
+    half, sin = x.shape[-1] // 2, sin.unsqueeze(2)
+    y = torch.mul(x, cos.unsqueeze(2), out=buffers.empty(tuple(x.shape), x, pool))
     first, second = (1.0, -1.0) if back else (-1.0, 1.0)
     of_first, of_second = (half, 0) if back else (0, half)
-    x[..., :half].addcmul_(before[..., half:], sin[..., of_first : of_first + half], value=first)
-    x[..., half:].addcmul_(before[..., :half], sin[..., of_second : of_second + half], value=second)
+    y[..., :half].addcmul_(x[..., half:], sin[..., of_first : of_first + half], value=first)
+    y[..., half:].addcmul_(x[..., :half], sin[..., of_second : of_second + half], value=second)
+    return y

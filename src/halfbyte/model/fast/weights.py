@@ -12,7 +12,17 @@ from transformers.pytorch_utils import Conv1D
 
 from halfbyte.model.fast import alloc
 
-__all__ = ["dense", "fault", "features", "keep_as_quantized", "pieces", "slabs", "small", "unfold"]
+__all__ = [
+    "SMALL",
+    "dense",
+    "fault",
+    "features",
+    "keep_as_quantized",
+    "pieces",
+    "slabs",
+    "small",
+    "unfold",
+]
 
 # The least bytes of a piece of a 4-bit weight that is made dense piece by piece. Of a 7B model a
 # weight is up to 235 MB in float32, and whole it was the widest thing of a step. Smaller pieces
