@@ -116,7 +116,16 @@ def _normed(x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor) -> tor
     y = buffers.empty(tuple(x.shape), x, buffers.current())
     if x.dtype == inverse.dtype:
         return torch.mul(x, inverse, out=y).mul_(weight)
-    return y.copy_(x.to(inverse.dtype).mul_(inverse).mul_(weight))
+    return y.copy_(_widened(x).mul_(inverse).mul_(weight))
+
+
+def _widened(x: torch.Tensor) -> torch.Tensor:
+    """In float32 at least; from the pool, because norms come between tensors that are kept."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if x.dtype == wide:
+        return x
+    like = torch.empty(0, dtype=wide, device=x.device)
+    return buffers.empty(tuple(x.shape), like, buffers.current()).copy_(x)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -127,7 +136,7 @@ class _RmsNorm(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         # norm of a widened copy: torch's own widening on the way takes longer than both
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = _widened(x)
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
