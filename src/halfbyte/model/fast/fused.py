@@ -7,6 +7,7 @@ that can be computed again from tensors kept anyway is not kept itself (remake.p
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,7 +60,8 @@ class RmsNorm(nn.Module):
         x = hidden_states
         y: torch.Tensor
         y, inverse = _RmsNorm.apply(x, self.weight, self.variance_epsilon)
-        mark(y, Remake(_normed, (x, self.weight, inverse)))
+        again = partial(_normed, pool=buffers.current())
+        mark(y, Remake(again, (x, self.weight, inverse)))
         return y
 
 
@@ -90,13 +92,14 @@ class _Activation:
     """
 
     def __init__(self, act: nn.Module) -> None:
-        self.act = act
+        self.act, self._pool = act, buffers.current()
         self._done: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def product(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """act(gate) * up."""
         self._done = self._graph(gate)
-        return self._done[1].detach() * up
+        made = buffers.empty(tuple(up.shape), up, self._pool)
+        return torch.mul(self._done[1].detach(), up, out=made)
 
     def take(self, gate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A `gate` of its own and act of it, with a graph between them."""
@@ -109,23 +112,25 @@ class _Activation:
             return own, self.act(own)
 
 
-def _normed(x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+def _normed(
+    x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor, pool: buffers.Pool | None
+) -> torch.Tensor:
     """weight * x * inverse. For 16 bits in float32, rounded once: bf16's own products take longer,
     and transformers' second rounding, before that with the weight, is not missed.
     """
-    y = buffers.empty(tuple(x.shape), x, buffers.current())
+    y = buffers.empty(tuple(x.shape), x, pool)
     if x.dtype == inverse.dtype:
         return torch.mul(x, inverse, out=y).mul_(weight)
-    return y.copy_(_widened(x).mul_(inverse).mul_(weight))
+    return y.copy_(_widened(x, pool).mul_(inverse).mul_(weight))
 
 
-def _widened(x: torch.Tensor) -> torch.Tensor:
+def _widened(x: torch.Tensor, pool: buffers.Pool | None) -> torch.Tensor:
     """In float32 at least; from the pool, because norms come between tensors that are kept."""
     wide = torch.promote_types(x.dtype, torch.float32)
     if x.dtype == wide:
         return x
     like = torch.empty(0, dtype=wide, device=x.device)
-    return buffers.empty(tuple(x.shape), like, buffers.current()).copy_(x)
+    return buffers.empty(tuple(x.shape), like, pool).copy_(x)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -136,14 +141,15 @@ class _RmsNorm(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         # norm of a widened copy: torch's own widening on the way takes longer than both
-        wide = _widened(x)
+        ctx.pool = pool = buffers.current()
+        wide = _widened(x, pool)
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
         ctx.mark_non_differentiable(inverse)
         if wide is x:
-            return _normed(x, weight, inverse), inverse
-        y = buffers.empty(tuple(x.shape), x, buffers.current())
+            return _normed(x, weight, inverse, pool), inverse
+        y = buffers.empty(tuple(x.shape), x, pool)
         return y.copy_(wide.mul_(inverse).mul_(weight)), inverse
 
     @staticmethod
