@@ -17,7 +17,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
 WARM = 3  # steps before the first that counts: optimizer state, caches, kernels
@@ -85,17 +85,17 @@ def step_when_told(given: argparse.Namespace) -> None:
 
     words = ["method=qlora", f"model.base={given.base}", f"lora.rank={given.rank}"]
     ready = make_ready(words, given.rows, given.length, given.rows * given.length)
-    told: IO[str] = sys.stdin
-    for _ in told:
+    for _ in sys.stdin:
         print(f"{ready.step():.4f}", flush=True)
 
 
 def report(given: argparse.Namespace, pairs: list[tuple[float, ...]]) -> None:
     from machine import machine_words
+    from steps import set_threads
 
     medians = [statistics.median(times) for times in zip(*pairs, strict=True)]
     low, middle, high = statistics.quantiles([here / other for other, here in pairs], n=4)
-    print(f"{datetime.now(UTC):%Y-%m-%d}, {machine_words(os.cpu_count() or 1)}")
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {machine_words(set_threads(None))}")
     print(f"{given.base}, rank {given.rank}, {given.rows} × {given.length} dense tokens a step")
     print(f"{len(pairs)} pairs; medians: other {medians[0]:.3f} s, here {medians[1]:.3f} s")
     print(f"here / other: {middle:.3f} (quartiles {low:.3f} and {high:.3f})")

@@ -313,13 +313,15 @@ def test_an_activation_is_computed_once_for_a_backward_pass() -> None:
 
 
 def test_constants_of_small_layers_are_made_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The dense weight stays the same to the bit; a large layer keeps them in 8 bits."""
+    """The dense weight stays the same to the bit; a large layer keeps them in 8 bits, and one that
+    is not quantized yet has none.
+    """
     layers = [bnb.nn.Linear4bit(64, outs, quant_type="nf4").to("cpu") for outs in (96, 128)]
     states = [layer.weight.quant_state for layer in layers]
     before = [weights.dense(layer, torch.float32) for layer in layers]
     assert all(state.nested for state in states)
     monkeypatch.setattr(weights, "SMALL", 64 * 100)
-    weights.unfold(nn.ModuleList(layers))
+    weights.unfold(nn.ModuleList([*layers, bnb.nn.Linear4bit(64, 8)]))
     assert [state.nested for state in states] == [False, True]
     assert states[0].absmax.dtype == torch.float32
     for layer, dense in zip(layers, before, strict=True):

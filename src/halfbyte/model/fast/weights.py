@@ -169,7 +169,8 @@ def unfold(model: nn.Module) -> None:
     64 weights, and the same numbers.
     """
     for layer in model.modules():
-        if not isinstance(layer, bnb.nn.Linear4bit) or not hasattr(layer.weight, "quant_state"):
+        quantized = getattr(getattr(layer, "weight", None), "quant_state", None) is not None
+        if not quantized or not isinstance(layer, bnb.nn.Linear4bit):
             continue
         state = _state(layer)
         if state.nested and small(layer):
