@@ -14,7 +14,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from halfbyte.cli.show import _fast_rows
@@ -290,26 +291,83 @@ def test_gradients_of_norm_and_gated_product() -> None:
     )
 
 
-def test_an_activation_is_computed_once_for_a_backward_pass() -> None:
-    """The gradient by `down` and that by gate and up share it, and give what autograd gives."""
-    calls = []
-
-    class Act(nn.SiLU):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            calls.append(torch.is_grad_enabled())
-            return super().forward(x)
-
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_pytorch_tanh", "relu2"])
+@pytest.mark.parametrize("made_again", [False, True])
+def test_a_gated_product_has_the_gradients_of_autograd(name: str, made_again: bool) -> None:
+    """Also where `down` has asked for the product before, as it does in a backward pass."""
     torch.manual_seed(0)
     gate, up = (torch.randn(3, 8, dtype=torch.float64).requires_grad_() for _ in range(2))
-    activation = fused._Activation(Act())
+    activation = fused._Activation(ACT2FN[name])
+    product = fused._Gated.apply(gate, up, activation)
+    wanted = ACT2FN[name](gate) * up
+    torch.testing.assert_close(product, wanted)
+    if made_again:
+        with torch.no_grad():
+            torch.testing.assert_close(activation.product(gate, up), wanted)
+    got = torch.autograd.grad(product.square().sum(), (gate, up))
+    torch.testing.assert_close(got, torch.autograd.grad(wanted.square().sum(), (gate, up)))
+
+
+def test_an_activation_is_computed_once_for_a_backward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The gradient by `down` and that by gate and up share it."""
+    forward, backward = fused._KERNELS["SiLUActivation"]
+    calls = []
+
+    def counted(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return forward(x, out=out)
+
+    monkeypatch.setitem(fused._KERNELS, "SiLUActivation", (counted, backward))
+    gate, up = (torch.randn(3, 8).requires_grad_() for _ in range(2))
+    activation = fused._Activation(ACT2FN["silu"])
     product = fused._Gated.apply(gate, up, activation)
     assert len(calls) == 1
-    with torch.no_grad():  # as in a backward pass
-        torch.testing.assert_close(activation.product(gate, up), product)
-    got = torch.autograd.grad(product.square().sum(), (gate, up))
-    assert calls == [False, True]
-    wanted = torch.autograd.grad((functional.silu(gate) * up).square().sum(), (gate, up))
-    torch.testing.assert_close(got, wanted)
+    with torch.no_grad():
+        activation.product(gate, up)
+    product.sum().backward()
+    assert len(calls) == 2
+
+
+class _HeapWatch(TorchDispatchMode):
+    """Counts results of `least` bytes and more that no pool gave and no operand holds."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least, self.found = least, []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> torch.Tensor:
+        given = [one for one in (*args, *(kwargs or {}).values()) if torch.is_tensor(one)]
+        known = {one.untyped_storage().data_ptr() for one in given}
+        made = func(*args, **(kwargs or {}))
+        if torch.is_tensor(made) and func is not torch.ops.aten.set_.source_Storage_storage_offset:
+            block = made.untyped_storage()
+            if block.nbytes() >= self.least and block.data_ptr() not in known:
+                self.found.append((str(func), tuple(made.shape)))
+        return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_wide_comes_from_the_pool(dtype: torch.dtype) -> None:
+    """In norms and gated products, forward and backward: in the heap, between gradients that are
+    kept, it would leave holes of its size (360 MB in one training)."""
+    x, gate, up = (torch.randn(1, 64, 256).to(dtype).requires_grad_() for _ in range(3))
+    weight = torch.ones(256, dtype=dtype)
+    least = x.numel() * x.itemsize
+    ones = torch.ones_like(x)
+    with buffers.use(buffers.Pool()), _HeapWatch(least) as watch:
+        activation = fused._Activation(ACT2FN["silu"])
+        product = fused._Gated.apply(gate, up, activation)
+        normed, inverse = fused._RmsNorm.apply(x, weight, 1e-6)
+        with torch.no_grad():
+            activation.product(gate, up)
+            fused._normed(x, weight, inverse, buffers.current())
+        torch.autograd.backward((product, normed), (ones, ones))
+    # autograd itself copies what it hands to a leaf where somebody else may hold it too
+    assert [one for one in watch.found if "aten.clone" not in one[0]] == []
 
 
 def test_constants_of_small_layers_are_made_whole(monkeypatch: pytest.MonkeyPatch) -> None:
