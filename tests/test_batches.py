@@ -68,6 +68,7 @@ def row_strategy() -> st.SearchStrategy[Encoded]:
         tokens=st.integers(1, 80),
         pack=st.booleans(),
         share=st.booleans(),
+        even=st.booleans(),
     ),
 )
 def test_plan_keeps_every_target_with_its_context(rows: list[Encoded], limits: MicroLimits) -> None:
@@ -120,6 +121,8 @@ def test_micro_batches_are_even() -> None:
     rows = [(n, encoded([n] * 101, [True] * 101)) for n in range(11)]
     sizes = [b.input_ids.numel() for b in plan_step(rows, MicroLimits(99, 1000, share=False))]
     assert sizes == [600, 500]
+    full = plan_step(rows, MicroLimits(99, 1000, share=False, even=False))
+    assert [b.input_ids.numel() for b in full] == [1000, 100]
 
 
 def test_limits_halve_down_to_one_row() -> None:

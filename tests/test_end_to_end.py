@@ -6,18 +6,23 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 
 from halfbyte import api
+from halfbyte.api.planning import plan_training
 from halfbyte.cli import cli, main
 from halfbyte.config import load_config
 from halfbyte.config.recipes import find, shipped
 from halfbyte.errors import InputError, ResourceError
 from halfbyte.run import RunFolder, read_metrics
+from halfbyte.train.state import MicroBatch
 from tests.tiny import tiny_base
 
 ROWS = [
@@ -350,3 +355,42 @@ def test_a_memory_limit_is_kept_or_refused(
     near = api.prepare_training(load_config(None, (*words, limit)))
     assert any("recomputed" in note for note in near.summary.notes)
     assert near.run.receipt.read_text().count('"recomputed": ') == 1
+
+
+@pytest.mark.parametrize("share", ["true", "false"])
+def test_no_micro_batch_is_larger_than_planned_and_the_first_is_as_large(
+    base: Path, tmp_path: Path, share: str
+) -> None:
+    """Also where the heaviest steps are halved and others just fit at once: what does not fit in
+    memory fails in the first seconds, and the plan says how much is computed at once.
+    """
+    random = np.random.default_rng(0)
+    rows = [
+        {
+            "instruction": f"Say {number}.",
+            "response": " ".join(random.choice(list("abc"), size=size)),
+        }
+        for number, size in enumerate(random.integers(5, 60, 160))
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    config = f"model.base={base} data.train={data} runs={tmp_path} method=lora"
+    words = (*config.split(), "train.micro_tokens=700", f"train.share_prefixes={share}")
+    training = api.prepare_training(load_config(None, words))
+    sizes: list[list[int]] = []
+    plan = training.source.plan
+
+    def noted(*asked: Any) -> Sequence[MicroBatch]:
+        found = plan(*asked)
+        sizes.append([batch.input_ids.numel() for batch in found])
+        return found
+
+    training.source.plan = noted
+    for _ in training.events():
+        pass
+    assert len({len(step) for step in sizes}) > 1  # the heaviest were halved
+    planned = plan_training(load_config(None, words), timed=False).tokens_at_once
+    largest = max(max(step) for step in sizes)
+    longest = int(training.summary.data.train.lengths.max())
+    assert largest <= planned <= 700
+    assert sizes[0][0] > largest - longest

@@ -32,7 +32,10 @@ _TOKENS: Final = {"cpu": 512, "cuda": 8192}
 # Measured with bench/bench_plan.py.
 _LATER: Final = {"cpu": 60_000_000, "cuda": 600_000_000}
 _KERNELS: Final = 110_000_000
-_HEAVIEST: Final = 4  # steps that are arranged on trial to find the largest micro-batch
+# Steps that are arranged on trial to find the largest micro-batch: the heaviest, and some of every
+# weight, since a step that just fits at once has a larger one than a heavier step in two halves.
+_HEAVIEST: Final = 4
+_OTHERS: Final = 60
 
 
 def source_of(rows: EncodedSet, config: Config) -> Source:
@@ -102,7 +105,9 @@ def work_of(rows: EncodedSet, source: Source) -> Work:
 
 
 def loads_of(rows: EncodedSet, source: Source, *, pack: bool, share: bool) -> Loads:
-    """The largest micro-batch under some limits, found by arranging the heaviest steps."""
+    """The largest micro-batch under some limits, found by arranging some steps. A training takes it
+    as its limit, so that no other step has a larger one.
+    """
     steps = source.steps(0)
     if not steps:
         return Work(1, 1, 1.0).load
@@ -110,13 +115,16 @@ def loads_of(rows: EncodedSet, source: Source, *, pack: bool, share: bool) -> Lo
     order = sorted(range(len(steps)), key=lambda number: -sums[number])
     longest = int(rows.lengths.argmax())
     with_longest = next(number for number, step in enumerate(steps) if longest in step)
-    chosen = {0, with_longest, *order[:_HEAVIEST]}
+    some = order[:: -(-len(order) // _OTHERS)]
+    chosen = {0, with_longest, *order[:_HEAVIEST], *some}
     middle = steps[order[len(order) // 2]]
 
     @lru_cache(maxsize=32)
     def load(count: int, tokens: int) -> Load:
         limits = MicroLimits(count, tokens, pack, share)
         batches: list[Any] = [one for i in chosen for one in source.plan(steps[i], limits)]
+        most = max(one.input_ids.numel() for one in batches)
+        batches += source.plan(steps[0], replace(limits, tokens=min(tokens, most), even=False))
         return Load(
             tokens=max(one.input_ids.numel() for one in batches),
             targets=max(len(one.target) for one in batches),

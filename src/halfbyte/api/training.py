@@ -237,7 +237,8 @@ class _Parts:
         source = source_of(data.train, config)
         loads = loads_of(data.train, source, pack=pack, share=share)
         chosen = settle(config, shape, way, work_of(data.train, source), loads)
-        limits = MicroLimits(chosen.rows, chosen.tokens, pack, share)
+        largest = loads(chosen.rows, chosen.tokens).tokens
+        limits = MicroLimits(chosen.rows, min(chosen.tokens, largest), pack, share)
         return cls(config, accelerator, base, form, tokenizer, data, source, shape, chosen, limits)
 
     def receipt(self) -> Receipt:

@@ -7,7 +7,7 @@ computation is arranged. Sums over the micro-batches of a step are the same for 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,13 +25,15 @@ class MicroLimits:
 
     `rows`: rows at most. `tokens`: computed tokens at most (a single longer row stands alone).
     `pack`: several rows in one sequence instead of padding. `share`: prefixes once; without `pack`
-    it has no effect, because padded rows stand apart.
+    it has no effect, because padded rows stand apart. `even`: packed micro-batches of a step about
+    equally large; else as full as they get, the largest first.
     """
 
     rows: int
     tokens: int
     pack: bool = True
     share: bool = True
+    even: bool = True
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.tokens < 1:
@@ -41,7 +43,7 @@ class MicroLimits:
         """The limits after an out-of-memory; None where nothing is left to halve."""
         if self.rows == 1 and self.tokens == 1:
             return None
-        return MicroLimits(max(1, self.rows // 2), max(1, self.tokens // 2), self.pack, self.share)
+        return replace(self, rows=max(1, self.rows // 2), tokens=max(1, self.tokens // 2))
 
 
 def plan_step(rows: Sequence[tuple[int, Encoded]], limits: MicroLimits) -> list[Batch]:
@@ -56,7 +58,10 @@ def plan_step(rows: Sequence[tuple[int, Encoded]], limits: MicroLimits) -> list[
     if not limits.pack:
         return _padded(chosen, limits)
     forest = Forest(chosen, limits.share)
-    bins = _balanced(forest, limits)
+    every = tuple(range(len(rows)))
+    bins = _distribute(forest, every, limits.tokens, limits.rows)
+    if limits.even:
+        bins = _evened(forest, bins, limits)
     bins.sort(key=forest.cost, reverse=True)
     return [forest.batch(members) for members in bins]
 
@@ -64,13 +69,12 @@ def plan_step(rows: Sequence[tuple[int, Encoded]], limits: MicroLimits) -> list[
 Rows = tuple[int, ...]
 
 
-def _balanced(forest: Forest, limits: MicroLimits) -> list[Rows]:
-    """As few micro-batches as the limits allow, and these of about the same size.
+def _evened(forest: Forest, bins: list[Rows], limits: MicroLimits) -> list[Rows]:
+    """As many micro-batches as these, or fewer, and of about the same size.
 
     A small last micro-batch would cost nearly as much time as a full one in everything that does
     not depend on its size, and the others would need more memory than necessary.
     """
-    bins = _distribute(forest, tuple(range(len(forest.rows))), limits.tokens, limits.rows)
     even = sum(map(forest.cost, bins)) / len(bins)
     for slack in (1.02, 1.1, 1.25):
         tokens = int(even * slack)

@@ -13,7 +13,7 @@ import resource
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -63,7 +63,8 @@ def step_gradient(state: State, source: Source, rows: Sequence[int], max_norm: f
     mine = state.share(rows)
     own = bool(mine)  # without rows, a process computes another's times zero: all must exchange
     mine = mine or rows[:1]
-    batches = source.plan(mine, state.limits)
+    # a training's first micro-batch is as full as any will be: what does not fit fails at once
+    batches = source.plan(mine, replace(state.limits, even=state.progress.step > 0))
     weight, real = sum(float(one.weight.sum()) for one in batches), sum(b.tokens for b in batches)
     trained, tokens = state.total(weight * own, real * own)
     factor = own * state.accelerator.num_processes / max(trained, 1.0)
