@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,3 +142,38 @@ def test_a_conversation_in_the_terminal(runs: Path, tmp_path: Path) -> None:
     turns = json.loads(saved.read_text())["messages"]
     assert [turn["role"] for turn in turns] == ["system", "user", "assistant"]
     assert turns[1]["content"] == "one\ntwo"
+
+
+def test_lines_can_be_edited_and_found_again(runs: Path) -> None:
+    """In a terminal the arrow up brings back the line before, and the left one goes into it."""
+    pytest.importorskip("readline")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "halfbyte", "chat", "red", "--runs", str(runs)]
+    environment = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment
+    ) as talk:
+        os.close(theirs)
+        shown = ""
+        for keys in ("/setings\r", "\x1b[A\x1b[D\x1b[D\x1b[D\x1b[D\x1b[Dt\r", "/quit\r"):
+            shown += _until(ours, "red> ")
+            os.write(ours, keys.encode())
+        shown += _until(ours, "\0")
+        assert talk.wait(60) == 0
+    os.close(ours)
+    assert "/setings: no such command" in shown
+    assert "max_new_tokens" in shown.split("no such command")[1]
+
+
+def _until(terminal: int, end: str) -> str:
+    """What a program writes until it ends so, or ends."""
+    shown = ""
+    while not shown.endswith(end) and select.select([terminal], [], [], 60)[0]:
+        try:
+            more = os.read(terminal, 4096)
+        except OSError:  # Linux's way to say that nobody writes any more
+            break
+        shown += more.decode()
+        if not more:
+            break
+    return shown

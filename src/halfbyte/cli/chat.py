@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
     from halfbyte.api import Chat
 
 HELP: Final = """\
-/base                the base answers (adapters off)
-/adapter [NAME]      a run's adapter answers; without a name, list them
-/system [TEXT]       begin anew under a system message
+/base                   the base answers (adapters off)
+/adapter [NAME]         a run's adapter answers; without a name, list them
+/system [TEXT]          begin anew under a system message
 /settings [NAME VALUE]  show or change sampling settings
-/retry               answer the last message again
-/save FILE           write the conversation as a row of data
-/clear               forget the conversation
-/quit                leave (also Ctrl-D)
+/retry                  answer the last message again
+/save FILE              write the conversation as a row of data
+/clear                  forget the conversation
+/quit                   leave (also Ctrl-D)
 A line of three quotes begins and ends a message of several lines. Ctrl-C stops an answer."""
 
 
@@ -38,6 +39,8 @@ A line of three quotes begins and ends a message of several lines. Ctrl-C stops 
 def chat(model: str, preset: str, max_new_tokens: int, seed: int | None, runs: str) -> None:
     """Talk with MODEL: a run (`latest` is the newest) or a base."""
     before_torch(shares=True)
+    with suppress(ImportError):  # not on Windows
+        import readline  # noqa: F401  gives `input` editing and the lines entered before
     from halfbyte import api
 
     wanted = api.sampling(preset, max_new_tokens=max_new_tokens, seed=seed)
