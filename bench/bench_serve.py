@@ -6,7 +6,8 @@
 Three adapters with random small weights are made over the embedded model. One client asks alone
 first, then eight at once; in the second part two adapters are swapped and one is unloaded again and
 again. Printed: errors, tokens a second of both, their ratio, the server's resident memory before,
-half-way and after, and answers that are not those the same adapter gave alone.
+half-way and after, answers that are not those the same adapter gave alone, and what the ratio would
+be if a step were nothing but the base's products.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import http.client
 import json
 import os
 import queue
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,8 @@ import torch
 from halfbyte.api import open_base
 from halfbyte.api.opening import Opened
 from halfbyte.config import LoraSettings
+from halfbyte.infer.decoder import linear_groups
+from halfbyte.infer.products import product_for
 from halfbyte.model.adapters import attach, save
 from halfbyte.run import Receipt, RunFolder
 
@@ -67,6 +71,9 @@ class Tally:
 def main() -> None:
     """Measure and print."""
     asked = _arguments()
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    bare = [products(rows) for rows in (1, asked.clients)]
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder) / "runs"
         make_runs(runs)
@@ -78,6 +85,9 @@ def main() -> None:
             crowd = load(port, asked, asked.clients, asked.requests, memory, swap=True)
             after = memory()
     report(asked, alone, crowd, (before, crowd.middle, after))
+    one, many = (f"{1e3 * seconds:.1f} ms" for seconds in bare)
+    print(f"the base's products alone: one row {one}, {asked.clients} rows {many}")
+    print(f"ratio of rows/s of products alone: {asked.clients * bare[0] / bare[1]:.2f}")
 
 
 def report(asked: argparse.Namespace, alone: Tally, crowd: Tally, memory: Sequence[float]) -> None:
@@ -92,6 +102,24 @@ def report(asked: argparse.Namespace, alone: Tally, crowd: Tally, memory: Sequen
     print(f"one client: {alone.speed:.1f} tokens/s; {asked.clients}: {crowd.speed:.1f} tokens/s")
     print(f"ratio: {crowd.speed / alone.speed:.2f}")
     print(f"resident memory: {before:.0f} MB, half-way {middle:.0f} MB, after {after:.0f} MB")
+
+
+@torch.inference_mode()
+def products(rows: int) -> float:
+    """Seconds of the products that a token of so many rows needs of the base, median of 20."""
+    model = open_base("smollm2-135m").model
+    blocks = [group for layer in model.model.layers for group in linear_groups(layer)]
+    todo = []
+    for layers in [*blocks, [model.lm_head]]:
+        product = torch.jit.script(product_for(layers, torch.float32, copy=True))
+        todo.append((product, torch.randn(rows, layers[0].in_features)))
+    taken = []
+    for _ in range(25):
+        began = time.perf_counter()
+        for product, x in todo:
+            product(x)
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[5:])
 
 
 def make_runs(runs: Path) -> None:

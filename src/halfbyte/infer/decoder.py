@@ -96,7 +96,7 @@ class DecoderBackend:
         self._layout = Layout(self._shape.kv_heads, _window(config), self._dtype, self._device)
         self._embedding = _embedding(inner)
         self._projections = [
-            [Projection(modules, self._dtype, self._copy) for modules in _linear(layer)]
+            [Projection(modules, self._dtype, self._copy) for modules in linear_groups(layer)]
             for layer in body.layers
         ]
         self._layers = [
@@ -152,7 +152,7 @@ class DecoderBackend:
         """An adapter that came after the engine may have wrapped layers that none covered."""
         inner = inner_model(self._model)
         for layer, projections in zip(inner.model.layers, self._projections, strict=True):
-            for projection, modules in zip(projections, _linear(layer), strict=True):
+            for projection, modules in zip(projections, linear_groups(layer), strict=True):
                 projection.modules = modules
         self._head.modules = [inner.get_output_embeddings()]
 
@@ -341,7 +341,7 @@ def _lora(
     )
 
 
-def _linear(layer: Any) -> tuple[list[nn.Module], ...]:
+def linear_groups(layer: Any) -> tuple[list[nn.Module], ...]:
     """A layer's linear modules, those with the same input together, in the order of `Lora`."""
     attention, mlp = layer.self_attn, layer.mlp
     return (
