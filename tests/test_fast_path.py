@@ -291,7 +291,7 @@ def test_gradients_of_norm_and_gated_product() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_pytorch_tanh", "relu2"])
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_pytorch_tanh", "relu2", "linear"])
 @pytest.mark.parametrize("made_again", [False, True])
 def test_a_gated_product_has_the_gradients_of_autograd(name: str, made_again: bool) -> None:
     """Also where `down` has asked for the product before, as it does in a backward pass."""

@@ -118,12 +118,11 @@ class _Activation:
         return torch.mul(self._done, up, out=self._empty(up))
 
     def of(self, gate: torch.Tensor) -> torch.Tensor:
-        """act(gate)."""
+        """act(gate), in memory of its own."""
+        made = self._empty(gate)
         if self._kernels is None:
-            made: torch.Tensor = self._act(gate)
-        else:
-            made = self._kernels[0](gate, out=self._empty(gate))
-        return made
+            return made.copy_(self._act(gate))
+        return self._kernels[0](gate, out=made)
 
     def gradients(
         self, dy: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
