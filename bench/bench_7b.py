@@ -22,6 +22,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
+
 from machine import machine_words
 
 ROW = 512
@@ -113,7 +115,7 @@ def train(folder: Path, limit: int, steps: int) -> None:
     alloc.restart()
     alloc.set_up()
     from halfbyte import api  # noqa: F401  what `halfbyte train` loads
-    from halfbyte.api.arranging import LATER, Work, held_now, settle, way_of
+    from halfbyte.api.arranging import Work, settle, way_of
     from halfbyte.config import load_config
     from halfbyte.data.batches import MicroLimits, plan_step
     from halfbyte.model.adapters import attach
@@ -131,7 +133,7 @@ def train(folder: Path, limit: int, steps: int) -> None:
     form = form_of(config)
     base = Base("mistral-shaped", "folder", folder)
     shape = shape_of(load_model_config(base), config.lora.targets)
-    work, held = Work(ROW - 1, ROW - 1, 1.0), held_now("cpu")
+    work, libraries = Work(ROW - 1, ROW - 1, 1.0), psutil.Process().memory_info().rss
     chosen = settle(config, shape, way_of(config, form), work, work.load)
     model = attach(load_base(base, form), config.lora, 0)
     loaded = time.perf_counter()
@@ -151,7 +153,7 @@ def train(folder: Path, limit: int, steps: int) -> None:
         "recomputed": chosen.recomputed,
         "layers": shape.blocks,
         "loss": gradient.loss,
-        "libraries": held - LATER["cpu"],
+        "libraries": libraries,
         "planned": chosen.peak,
         "loading": at_load,
         "peaks": peaks,

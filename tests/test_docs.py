@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -66,3 +69,20 @@ def test_the_settings_in_the_docs_are_settings() -> None:
             load_config(recipe, plain[1:] if recipe else plain)
             seen += 1
     assert seen >= 2
+
+
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "bench").rglob("*.py")), ids=lambda path: path.name
+)
+def test_what_a_bench_takes_from_halfbyte_is_there(script: Path) -> None:
+    """Also what it imports only once it measures; one had lost a name for a day, unnoticed."""
+    wanted = [
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse(script.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "halfbyte"
+        for alias in node.names
+    ]
+    for module, name in wanted:
+        found = import_module(str(module))
+        inner = hasattr(found, "__path__") and find_spec(f"{module}.{name}")
+        assert hasattr(found, name) or inner, f"{module}: no {name}"
