@@ -73,7 +73,7 @@ def main() -> None:
     asked = _arguments()
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    bare = [products(rows) for rows in (1, asked.clients)]
+    bare = products(1, asked.clients)
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder) / "runs"
         make_runs(runs)
@@ -105,21 +105,23 @@ def report(asked: argparse.Namespace, alone: Tally, crowd: Tally, memory: Sequen
 
 
 @torch.inference_mode()
-def products(rows: int) -> float:
-    """Seconds of the products that a token of so many rows needs of the base, median of 20."""
+def products(*counts: int) -> list[float]:
+    """Seconds of the base's products in a step of so many rows, for each count, medians of 20."""
     model = open_base("smollm2-135m").model
     blocks = [group for layer in model.model.layers for group in linear_groups(layer)]
-    todo = []
-    for layers in [*blocks, [model.lm_head]]:
-        product = torch.jit.script(product_for(layers, torch.float32, copy=True))
-        todo.append((product, torch.randn(rows, layers[0].in_features)))
-    taken = []
-    for _ in range(25):
-        began = time.perf_counter()
-        for product, x in todo:
-            product(x)
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken[5:])
+    groups = [*blocks, [model.lm_head]]
+    made = [torch.jit.script(product_for(one, torch.float32, copy=True)) for one in groups]
+    medians = []
+    for rows in counts:
+        inputs = [torch.randn(rows, one[0].in_features) for one in groups]
+        taken = []
+        for _ in range(25):
+            began = time.perf_counter()
+            for product, x in zip(made, inputs, strict=True):
+                product(x)
+            taken.append(time.perf_counter() - began)
+        medians.append(statistics.median(taken[5:]))
+    return medians
 
 
 def make_runs(runs: Path) -> None:
