@@ -9,10 +9,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from halfbyte.infer import decoder, stack
+from halfbyte.infer import decoder
 from halfbyte.infer.backend import Span
 from halfbyte.infer.decoder import DecoderBackend
-from halfbyte.infer.stack import Stack, Stacks
+from halfbyte.infer.pool import Adapter, Group, Pools, grouped
+from halfbyte.infer.projection import Factor
 from tests.test_infer_engine import shake
 from tests.tiny import tiny_model
 
@@ -72,45 +73,89 @@ def test_adapters_that_differ_share_a_step() -> None:
     assert changed.tolist() == [True, False, True, True, True, False]
 
 
+def alike(count: int, **settings: Any) -> DecoderBackend:
+    """A tiny model with so many adapters of one shape, their names numbers."""
+    config = LoraConfig(**{**PLAIN, "target_modules": "all-linear", **settings})
+    model = get_peft_model(tiny_model("qwen2"), config, adapter_name="0")
+    for number in range(1, count):
+        model.add_adapter(str(number), config)
+    shake(model, 1)
+    made = DecoderBackend(model.eval())
+    made.cache.reshape(8, 64, [])
+    return made
+
+
+def slots_taken(groups: list[Group]) -> list[int]:
+    """How many slots each group has."""
+    downs = [group.layers[0][0].down for group in groups]
+    return [1 if down.dim() == 2 else len(down) for down in downs]
+
+
+@pytest.mark.parametrize("dora", [False, True])
 @torch.inference_mode()
-def test_adapters_that_answer_together_are_stacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After some steps their factors lie side by side; rows get what they get alone, also when
-    only some of the adapters answer, and an adapter that is gone takes the stack with it.
+def test_adapters_of_one_shape_are_taken_together(dora: bool) -> None:
+    """In one batched product, with rows of the base between them and a slot that has none; not
+    DoRA's, whose products are scaled afterwards. Each row gets what it gets alone.
     """
-    used: list[Stack | None] = []
-    of = Stacks.of
-
-    def watched(self: Stacks, *given: Any) -> Stack | None:
-        used.append(of(self, *given))
-        return used[-1]
-
-    monkeypatch.setattr(Stacks, "of", watched)
-    made = backend()
-    rows = spans(made, "some", None, "all", "head", "some", None)
-    alone = torch.cat([made.forward([row]) for row in rows])
-    assert not any(used)
-    for _ in range(8):
-        together = made.forward(rows)
-    assert [found is not None for found in used[-8:]] == [False] * 7 + [True]
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(made.forward(rows[2:4]), alone[2:4], rtol=1e-5, atol=1e-5)
-    assert used[-1] is used[-2]
-    made.unload("all")
-    made.forward(spans(made, "some", "head"))
-    assert used[-1] is None
+    made = alike(4, use_dora=dora)
+    handles = [made.adapter(str(number)) for number in range(4)]
+    names = ("3", None, "0", "1", "0", "3")
+    rows = spans(made, *names)
+    for several in (rows, [replace(row, ids=row.ids[:1]) for row in rows]):
+        together = made.forward(several)
+        alone = torch.cat([made.forward([row]) for row in several])
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    owners = [None if name is None else handles[int(name)] for name in names]
+    assert slots_taken(grouped(owners)) == ([1, 1, 1] if dora else [4])
 
 
 @torch.inference_mode()
-def test_adapters_that_come_and_go_are_not_stacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stack is a copy: only adapters that stay are worth one, and that are small."""
-    made, stacks = backend(), Stacks()
-    some, every, head = (made.adapter(name) for name in ("some", "all", "head"))
-    for pair in ((some, every), (every, head)) * 20:
-        assert stacks.of(pair, 2) is None
-    assert stacks.of((some, every), 33) is None
-    monkeypatch.setattr(stack, "_BYTES", 0)
-    assert [stacks.of((some, every), 2) for _ in range(20)] == [None] * 20
-    assert [stacks.of((some,), 1) for _ in range(20)] == [None] * 20
+def test_a_long_prompt_does_not_widen_the_others() -> None:
+    """A batch has as many rows for every slot as for the one with most."""
+    made = alike(3)
+    one, two, three = (made.adapter(str(number)) for number in range(3))
+    groups = grouped([one] * 40 + [two] * 2 + [three] * 3)
+    assert slots_taken(groups) == [1, 2]
+    assert [len(group.rows) for group in groups] == [40, 8]
+    assert [group.places.tolist() for group in groups] == [[*range(40)], [*range(40, 45)]]
+    (whole,) = grouped([one] * 40)
+    assert not len(whole.rows)
+    assert not len(whole.places)
+
+
+@torch.inference_mode()
+def test_an_adapter_keeps_its_weights_while_others_come_and_go() -> None:
+    """Slots double when they are full, are taken again once nobody holds their adapter, and are
+    given back when most of them are free.
+    """
+    pools = Pools()
+
+    def made(value: float) -> Adapter:
+        factor = Factor(torch.full((3, 2), value), [torch.full((2, 5), value)], torch.empty(0))
+        return pools.add(str(value), [(factor,)])
+
+    def held(adapter: Adapter) -> tuple[float, ...]:
+        pool, slot = adapter.pool, adapter.slot
+        factor = pool.slots(slot, slot + 1)[0][0]
+        every = torch.cat([factor.down.flatten(), *(up.flatten() for up in factor.up)])
+        return tuple(every.unique().tolist())
+
+    kept = [made(float(number)) for number in range(5)]
+    pool = kept[0].pool
+    assert pool.size == 8
+    assert all(adapter.pool is pool for adapter in kept)
+    assert [held(adapter) for adapter in kept] == [(float(n),) for n in range(5)]
+    del kept[1]
+    kept.append(made(7.0))
+    assert [adapter.slot for adapter in kept] == [0, 2, 3, 4, 1]
+    assert [held(adapter)[0] for adapter in kept] == [0.0, 2.0, 3.0, 4.0, 7.0]
+    del kept[1:4]
+    pools.tidy()
+    assert pool.size == 2
+    assert [held(adapter)[0] for adapter in kept] == [0.0, 7.0]
+    kept.clear()
+    pools.tidy()
+    assert made(1.0).pool is not pool
 
 
 @pytest.mark.parametrize("count", range(1, 9))

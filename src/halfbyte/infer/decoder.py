@@ -28,12 +28,10 @@ from halfbyte.infer.layer import (
     Shape,
     adapted,
     rms_norm,
-    whole_rows,
 )
+from halfbyte.infer.pool import Adapter, Group, Pools, grouped
 from halfbyte.infer.products import halves_work
 from halfbyte.infer.projection import (
-    Adapter,
-    Factor,
     Projection,
     Source,
     base_layer,
@@ -41,7 +39,6 @@ from halfbyte.infer.projection import (
     fault,
     in_peft,
 )
-from halfbyte.infer.stack import Stacks
 from halfbyte.model.adapter_files import LoraWeights, read
 from halfbyte.model.compute import has_cpu_bf16
 from halfbyte.model.fast.narrow import working_dtype
@@ -58,9 +55,6 @@ _KNOWN: Final = {
 _FIXED_ROPE: Final = {"default", "linear", "llama3", "yarn"}  # angles that no length changes
 _ACTIVATIONS: Final = {"silu", "gelu", "gelu_pytorch_tanh"}
 _COPY_SHARE: Final = 0.4  # of free memory that dense copies of the weights may take
-
-
-Groups = list[tuple[int, int, Adapter]]  # packed places from, to, and their adapter
 
 
 def unsupported(model: PreTrainedModel | PeftModel) -> str:
@@ -107,7 +101,7 @@ class DecoderBackend:
         self._logits = self._scripted(self._head.product)
         self._rope = _Rope(body.rotary_emb, self._dtype, self._device)
         self._adapters: dict[str, Adapter] = {}
-        self._stacks = Stacks()
+        self._pools = Pools()
         self.cache = KVCache(self._dtype, self._device)
         self.positions = int(config.max_position_embeddings)
         self.vocabulary = int(inner.get_output_embeddings().out_features)
@@ -140,13 +134,12 @@ class DecoderBackend:
 
     def unload(self, name: str) -> Hashable | None:
         """See `Backend.unload`."""
-        gone = self._adapters.pop(name, None)
-        self._stacks.forget(gone)
-        return gone
+        return self._adapters.pop(name, None)
 
     def _read(self, name: str, source: Source) -> Adapter:
-        layers = tuple(tuple(p.factor(source) for p in layer) for layer in self._projections)
-        return Adapter(name, layers, self._head.factor(source))
+        layers = [tuple(p.factor(source) for p in layer) for layer in self._projections]
+        head = self._head.factor(source)
+        return self._pools.add(name, [*layers, (head,) * PROJECTIONS])
 
     def _find_modules(self) -> None:
         """An adapter that came after the engine may have wrapped layers that none covered."""
@@ -157,7 +150,8 @@ class DecoderBackend:
         self._head.modules = [inner.get_output_embeddings()]
 
     def forward(self, spans: list[Span]) -> torch.Tensor:
-        """See `Backend.forward`. Rows of one adapter lie side by side, answers before prompts."""
+        """See `Backend.forward`. Packed in the order of slots, answers before prompts."""
+        self._pools.tidy()
         order = sorted(range(len(spans)), key=lambda i: _order(spans[i]))
         packed = [spans[i] for i in order]
         hidden = self._hidden(packed)
@@ -170,46 +164,29 @@ class DecoderBackend:
             owners += [index] * span.want
         kept = hidden if len(ends) == len(hidden) else hidden[ends]
         normed = rms_norm(kept, self._norm, self._shape.eps)
-        wanting = _groups(packed, [span.want for span in packed])
-        lora = _lora([(a, b, (e.head,) * PROJECTIONS) for a, b, e in wanting])
-        logits = adapted(self._logits(normed), normed, lora, 0)
+        groups = grouped(_owners(packed, [span.want for span in packed]))
+        logits = adapted(self._logits(normed), normed, _lora(groups, -1), 0)
         back = sorted(range(len(owners)), key=lambda i: (owners[i], i))
         return logits if back == list(range(len(back))) else logits[back]
 
     def _hidden(self, spans: Sequence[Span]) -> torch.Tensor:
-        """The last layer's output [tokens, width of the model], not yet normalized; where adapters
-        want whole rows, with some more that nobody reads.
-        """
+        """The last layer's output [tokens, width of the model], not yet normalized."""
         device, shape = self._device, self._shape
         tokens = [token for span in spans for token in span.ids]
         positions = [place for span in spans for place in range(span.start, span.stop)]
-        groups = _groups(spans, [len(span.ids) for span in spans])
-        filling = [0] * (whole_rows(len(tokens)) - len(tokens) if groups else 0)
-        ids = torch.tensor(tokens + filling, device=device)
-        rotation = self._rope(torch.tensor(positions + filling, device=device))
+        groups = grouped(_owners(spans, [len(span.ids) for span in spans]))
+        ids = torch.tensor(tokens, device=device)
+        rotation = self._rope(torch.tensor(positions, device=device))
         places = self._places(spans)
         todo = plan(spans, self._layout)
         x = functional.embedding(ids, self._embedding).to(self._dtype)
         if self._gemma:
             # the factor is rounded to the compute type, as Gemma was trained
             x = x * torch.tensor(x.shape[1] ** 0.5, dtype=self._dtype, device=device)
-        loras = self._loras(groups, len(ids))
-        for index, (layer, lora) in enumerate(zip(self._layers, loras, strict=True)):
+        for index, layer in enumerate(self._layers):
             keys, values = self.cache.layer(index, shape.kv_heads, (shape.width, shape.width))
-            x = layer(x, rotation, (keys, values, places), todo, lora)
+            x = layer(x, rotation, (keys, values, places), todo, _lora(groups, index))
         return x
-
-    def _loras(self, groups: Groups, rows: int) -> list[Lora]:
-        """Each layer's adapters, one by one or as a stack."""
-        every = range(len(self._layers))
-        stack = self._stacks.of([adapter for _, _, adapter in groups], rows)
-        if stack is None:
-            return [_lora([(a, b, e.layers[i]) for a, b, e in groups]) for i in every]
-        owners = [-1] * rows
-        for start, stop, adapter in groups:
-            owners[start:stop] = [stack.adapters.index(adapter)] * (stop - start)
-        masks = stack.masks(owners)
-        return [_lora([(0, rows, stack.layers[i])], masks[i]) for i in every]
 
     def _places(self, spans: Sequence[Span]) -> torch.Tensor:
         """Where keys and values go: int64 [tokens * heads], rows of a layer's cache laid flat."""
@@ -307,37 +284,28 @@ def _fits(layers: nn.Module, dtype: torch.dtype) -> bool:
     return dense_bytes(linear, dtype) <= free * _COPY_SHARE
 
 
-def _order(span: Span) -> tuple[int, bool, int]:
-    return (0 if span.adapter is None else id(span.adapter), len(span.ids) > 1, span.slot)
+def _order(span: Span) -> tuple[bool, int]:
+    return len(span.ids) > 1, span.slot
 
 
-def _groups(spans: Sequence[Span], counts: Sequence[int]) -> Groups:
-    """Neighbouring rows of one adapter, in a packing of so many places a span."""
-    groups: Groups = []
-    start = 0
+def _owners(spans: Sequence[Span], counts: Sequence[int]) -> list[Adapter | None]:
+    """The adapter of each place, in a packing of so many places a span."""
+    owners: list[Adapter | None] = []
     for span, count in zip(spans, counts, strict=True):
-        stop = start + count
-        if isinstance(span.adapter, Adapter) and count:
-            if groups and groups[-1][1] == start and groups[-1][2] is span.adapter:
-                groups[-1] = (groups[-1][0], stop, span.adapter)
-            else:
-                groups.append((start, stop, span.adapter))
-        start = stop
-    return groups
+        owners += [span.adapter if isinstance(span.adapter, Adapter) else None] * count
+    return owners
 
 
-def _lora(
-    groups: Sequence[tuple[int, int, Sequence[Factor]]], masks: Sequence[torch.Tensor] = ()
-) -> Lora:
-    """Packed places from, to, and the factors of a layer that they have."""
-    factors = [factor for _, _, of_layer in groups for factor in of_layer]
+def _lora(groups: Sequence[Group], layer: int) -> Lora:
+    """What a layer needs of a step's groups; -1: the head."""
+    factors = [factor for group in groups for factor in group.layers[layer]]
     return Lora(
-        [start for start, _, _ in groups],
-        [stop for _, stop, _ in groups],
+        [group.rows for group in groups],
+        [group.places for group in groups],
+        [group.back for group in groups],
         [factor.down for factor in factors],
         [factor.up for factor in factors],
         [factor.rescale for factor in factors],
-        list(masks),
     )
 
 

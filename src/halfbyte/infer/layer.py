@@ -21,18 +21,18 @@ PROJECTIONS = 4
 
 
 class Lora(NamedTuple):
-    """The adapters of one layer: rows starts[g]:stops[g] of the packed input have group g's.
+    """The adapters of one layer, in groups of rows that take theirs together (pool.py).
 
-    `down`, `up`, `rescale`: at g * 4 + projection; see `Factor`. `masks`: of a stack of adapters
-    (stack.py), at each projection; else empty.
+    `rows`, `places`, `back`: of each group, see `Group`. `down`, `up`, `rescale`: at
+    group * PROJECTIONS + projection; see `Factor`. Those of several slots have a dimension before.
     """
 
-    starts: list[int]
-    stops: list[int]
+    rows: list[torch.Tensor]
+    places: list[torch.Tensor]
+    back: list[torch.Tensor]
     down: list[torch.Tensor]
     up: list[list[torch.Tensor]]
     rescale: list[torch.Tensor]
-    masks: list[torch.Tensor]
 
 
 class Shape(NamedTuple):
@@ -75,8 +75,7 @@ class Layer(nn.Module):
         todo: Plan,
         lora: Lora,
     ) -> torch.Tensor:
-        """x: [n, hidden], changed in place and returned; rows without a place in the cache fill it
-        up and see nothing. `rotation`: cosines [n, 1, 1, half] and
+        """x: [n, hidden], changed in place and returned. `rotation`: cosines [n, 1, 1, half] and
         signed sines [n, 1, 2, half]; `cache`: keys and values [slots, kv heads, capacity, width]
         and the flat places [n * kv heads] where this step's go.
         """
@@ -85,8 +84,6 @@ class Layer(nn.Module):
         keys, values, places = cache
         q = self.placed(qkv, rotation, keys, values, places)
         found = attend(q, keys, values, todo, self.scale)
-        if found.shape[0] < x.shape[0]:
-            found = functional.pad(found, [0, 0, 0, x.shape[0] - found.shape[0]])
         x.add_(adapted(self.out(found), found, lora, 1))
         normed = rms_norm(x, self.between, self.eps)
         both = adapted(self.gate_up(normed), normed, lora, 2)
@@ -109,11 +106,8 @@ class Layer(nn.Module):
         values: torch.Tensor,
         places: torch.Tensor,
     ) -> torch.Tensor:
-        """Apply positions, store keys and values; the queries [n, kv heads, group, width] of those
-        rows that have places.
-        """
+        """Apply positions, store keys and values; the queries [n, kv heads, group, width]."""
         n, width = qkv.shape[0], self.width
-        real = places.shape[0] // self.kv_heads
         turned = self.heads + self.kv_heads
         both = qkv[:, : turned * width].view(n, turned, width)
         if self.query_norm.numel() > 0:
@@ -124,10 +118,10 @@ class Layer(nn.Module):
         halves = both.view(n, turned, 2, width // 2)
         cosine, sine = rotation
         both = torch.addcmul(halves * cosine, halves.flip(2), sine).view(n, turned, width)
-        keys.view(-1, width).index_put_([places], both[:real, self.heads :].reshape(-1, width))
-        values.view(-1, width).index_put_([places], qkv[:real, turned * width :].reshape(-1, width))
+        keys.view(-1, width).index_put_([places], both[:, self.heads :].reshape(-1, width))
+        values.view(-1, width).index_put_([places], qkv[:, turned * width :].reshape(-1, width))
         group = self.heads // self.kv_heads
-        return both[:real, : self.heads].reshape(real, self.kv_heads, group, width)
+        return both[:, : self.heads].reshape(n, self.kv_heads, group, width)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -139,34 +133,44 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def adapted(out: torch.Tensor, x: torch.Tensor, lora: Lora, which: int) -> torch.Tensor:
-    """Add each group's adapter to a product's `out`, in place."""
-    for group in range(len(lora.starts)):
+    """Add each group's adapters to a product's `out`, in place."""
+    for group in range(len(lora.rows)):
         at = group * 4 + which
         down = lora.down[at]
         if down.numel() > 0:
-            start, stop = lora.starts[group], lora.stops[group]
-            # neighbours fill the rows up; they get zeros, since adapters that were read are finite
-            count = whole_rows(stop - start)
-            last = min(start + count, x.shape[0])
-            first = max(0, last - count)
-            low = torch.mm(x.narrow(0, first, last - first), down)
-            if len(lora.masks) > 0:
-                low.mul_(lora.masks[which])
-            if first < start:
-                low.narrow(0, 0, start - first).zero_()
-            if stop < last:
-                low.narrow(0, stop - first, last - stop).zero_()
-            part = out.narrow(0, first, last - first)
+            rows, places = lora.rows[group], lora.places[group]
+            alone = rows.numel() == 0
+            low = side_by_side(x if alone else x.index_select(0, rows), down)
             row, column = 0, 0
             for up in lora.up[at]:
-                rank, outs = up.shape[0], up.shape[1]
+                rank, outs = up.shape[-2], up.shape[-1]
                 if rank > 0:
-                    part.narrow(1, column, outs).addmm_(low.narrow(1, row, rank), up)
+                    part, mine = out.narrow(1, column, outs), low.narrow(1, row, rank)
+                    if alone:
+                        part.addmm_(mine, up)
+                    else:
+                        more = side_by_side(mine, up).index_select(0, lora.back[group])
+                        if places.numel() == 0:
+                            part.add_(more)
+                        else:
+                            part.index_add_(0, places, more)
                 row, column = row + rank, column + outs
             rescale = lora.rescale[at]
             if rescale.numel() > 0:
-                out[start:stop].mul_(rescale[0]).add_(rescale[1])
+                if places.numel() == 0:
+                    out.mul_(rescale[0]).add_(rescale[1])
+                else:
+                    out[places] = out[places] * rescale[0] + rescale[1]
     return out
+
+
+def side_by_side(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """x [slots * rows, in], each slot's rows by its own of `weights` [slots, in, out]; of one slot
+    [in, out].
+    """
+    if weights.dim() == 2:
+        return torch.mm(x, weights)
+    return torch.bmm(x.view(weights.shape[0], -1, x.shape[1]), weights).view(x.shape[0], -1)
 
 
 def whole_rows(count: int) -> int:

@@ -31,15 +31,6 @@ class Factor:
     rescale: torch.Tensor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Adapter:
-    """An adapter's weights as they were when it was read: four factors a layer, and the head's."""
-
-    name: str
-    layers: tuple[tuple[Factor, ...], ...]
-    head: Factor
-
-
 class Projection:
     """The layers `modules`: their common product, and the factors adapters add to it."""
 
