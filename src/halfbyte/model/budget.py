@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from halfbyte.config.settings import Method
-from halfbyte.model.fast.head import CHUNK_BYTES
+from halfbyte.model.fast.head import chunk_rows
 from halfbyte.model.fast.layout import BUNDLE, QUERIES
 from halfbyte.model.fast.weights import SMALL, pieces
 from halfbyte.model.shape import Shape
@@ -176,7 +176,7 @@ def _logits(shape: Shape, way: Way, load: Load) -> int:
     """A chunk of scores in the type of the products (its softmax in float32 takes a few rows at a
     time); in full training also the gradient of the output weights, and the product that is added
     to it."""
-    rows = min(load.targets, max(16, CHUNK_BYTES // (way.compute * shape.vocabulary)))
+    rows = chunk_rows(load.targets, way.compute * shape.vocabulary)
     found = rows * shape.vocabulary * way.compute
     if way.method == "full":
         found += 2 * FLOAT * shape.vocabulary * shape.width

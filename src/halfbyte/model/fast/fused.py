@@ -16,7 +16,7 @@ from torch import nn
 
 from halfbyte.model.fast import buffers
 from halfbyte.model.fast.linear import together
-from halfbyte.model.fast.remake import Remake, mark
+from halfbyte.model.fast.remake import Product, Remake, mark
 
 __all__ = ["GatedMlp", "RmsNorm", "replace"]
 
@@ -68,12 +68,11 @@ class RmsNorm(nn.Module):
         self.train(original.training)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[..., H] to [..., H]; the result is made again from the input."""
+        """[..., H] to [..., H]; who wants the result again takes the input and its scales."""
         x = hidden_states
         y: torch.Tensor
         y, inverse = _RmsNorm.apply(x, self.weight, self.variance_epsilon)
-        again = partial(_normed, pool=buffers.current())
-        mark(y, Remake(again, (x, self.weight, inverse)))
+        mark(y, Remake(Product, (x, inverse, self.weight)))
         return y
 
 
@@ -93,7 +92,7 @@ class GatedMlp(nn.Module):
         gate, up = together(x, (self.gate_proj, self.up_proj))
         activation = _Activation(self.act_fn)
         product: torch.Tensor = _Gated.apply(gate, up, activation)
-        mark(product, Remake(activation.product, (gate, up)))
+        mark(product, Remake(activation.again, (gate, up)))
         y: torch.Tensor = self.down_proj(product)
         return y
 
@@ -112,10 +111,10 @@ class _Activation:
         self._kernels = _KERNELS.get(type(act).__name__)
         self._done: torch.Tensor | None = None
 
-    def product(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    def again(self, gate: torch.Tensor, up: torch.Tensor) -> Product:
         """act(gate) * up; act(gate) is kept for `gradients`."""
         self._done = self.of(gate)
-        return torch.mul(self._done, up, out=self._empty(up))
+        return Product(torch.mul(self._done, up, out=self._empty(up)))
 
     def of(self, gate: torch.Tensor) -> torch.Tensor:
         """act(gate), in memory of its own."""
@@ -143,18 +142,6 @@ class _Activation:
         return buffers.empty(tuple(like.shape), like, self._pool)
 
 
-def _normed(
-    x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor, pool: buffers.Pool | None
-) -> torch.Tensor:
-    """weight * x * inverse. For 16 bits in float32, rounded once: bf16's own products take longer,
-    and transformers' second rounding, before that with the weight, is not missed.
-    """
-    y = buffers.empty(tuple(x.shape), x, pool)
-    if x.dtype == inverse.dtype:
-        return torch.mul(x, inverse, out=y).mul_(weight)
-    return y.copy_(_widened(x, pool).mul_(inverse).mul_(weight))
-
-
 def _widened(x: torch.Tensor, pool: buffers.Pool | None) -> torch.Tensor:
     """In float32 at least; from the pool, because norms come between tensors that are kept."""
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -165,7 +152,11 @@ def _widened(x: torch.Tensor, pool: buffers.Pool | None) -> torch.Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """The norm, and 1 / sqrt(mean(x²) + eps) [..., 1], summed in float32 at least."""
+    """The norm, and 1 / sqrt(mean(x²) + eps) [..., 1], summed in float32 at least.
+
+    16 bits are rounded once: bf16's own products take longer than float32's, and transformers'
+    second rounding, before that with the weight, is not missed.
+    """
 
     @staticmethod
     def forward(
@@ -178,9 +169,9 @@ class _RmsNorm(torch.autograd.Function):
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
         ctx.mark_non_differentiable(inverse)
-        if wide is x:
-            return _normed(x, weight, inverse, pool), inverse
         y = buffers.empty(tuple(x.shape), x, pool)
+        if wide is x:
+            return torch.mul(x, inverse, out=y).mul_(weight), inverse
         return y.copy_(wide.mul_(inverse).mul_(weight)), inverse
 
     @staticmethod

@@ -7,6 +7,7 @@ its gradient in place, and overwritten by the next chunk. The backward pass then
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 from halfbyte.model.fast.narrow import product, slices
 
-__all__ = ["Head", "nll_sum", "nll_values"]
+__all__ = ["Head", "chunk_rows", "nll_sum", "nll_values"]
 
 # One chunk of logits in the type of the products. Smaller ones make the products thin: 384 rows of
 # 49,152 float32 logits took 1.43, 1.08, 0.85, 0.71 and 0.82 s with 4, 8, 16, 32 and 64 MiB (one
@@ -38,10 +39,6 @@ class Head:
     bias: torch.Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
-
-    def chunk(self, dtype: torch.dtype) -> int:
-        """Rows of logits computed at once in `dtype`."""
-        return max(16, CHUNK_BYTES // (dtype.itemsize * self.weight.shape[0]))
 
     def project(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
         """Write hidden @ weight.T + bias [n, V] into `out`, in the type of `hidden`."""
@@ -77,6 +74,14 @@ class Head:
             gradient.mul_(1 - (logits / self.softcap).square_())
         if self.scale != 1.0:
             gradient.mul_(self.scale)
+
+
+def chunk_rows(count: int, row_bytes: int) -> int:
+    """How many of `count` rows of logits are computed at once: CHUNK_BYTES in even parts, or an
+    eighth more, because a few rows left over would read the whole head again.
+    """
+    usual = max(16, CHUNK_BYTES // row_bytes)
+    return -(-count // max(1, math.ceil(count / usual - 1 / 8)))
 
 
 def nll_sum(
@@ -116,7 +121,7 @@ class _Work:
 
     def __init__(self, head: Head, hidden: torch.Tensor) -> None:
         self._count, vocabulary = len(hidden), head.weight.shape[0]
-        self._chunk = min(head.chunk(hidden.dtype), self._count)
+        self._chunk = chunk_rows(self._count, vocabulary * hidden.dtype.itemsize)
         few = max(1, _SLICE_BYTES // (torch.float32.itemsize * vocabulary))
         self._slice = min(self._chunk, few if hidden.device.type == "cpu" else self._chunk)
         self._scores = hidden.new_empty(self._chunk, vocabulary)
@@ -174,15 +179,17 @@ class _NllSum(torch.autograd.Function):
             head.project(hidden[part], gradient := work.scores(part))
             for rows in work.slices(part):
                 wide = work.widened(gradient, rows, part.start)
-                total += _turn(head, wide, target[rows], weight[rows])
+                total += (_turn(head, wide, target[rows]) * weight[rows]).sum()
                 if wide.dtype != gradient.dtype:
                     gradient[rows.start - part.start : rows.stop - part.start].copy_(wide)
+            scale = weight[part, None]
             if to_hidden is not None:
                 head.to_hidden(gradient, to_hidden[part])
+                to_hidden[part].mul_(scale)
             if to_weight is not None:
-                to_weight += gradient.T @ hidden[part]
+                to_weight += gradient.T @ (hidden[part] * scale).to(gradient.dtype)
             if to_bias is not None:
-                to_bias += gradient.sum(dim=0, dtype=torch.float32)
+                to_bias += (gradient * scale).sum(dim=0)
         ctx.gradients = to_hidden, to_weight, to_bias
         ctx.dtypes = head_weight.dtype
         return total
@@ -202,10 +209,8 @@ class _NllSum(torch.autograd.Function):
         )
 
 
-def _turn(
-    head: Head, scores: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
-) -> torch.Tensor:
-    """Scores [n, V] in place into the gradient by them; the weighted loss of these places."""
+def _turn(head: Head, scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Scores [n, V] in place into the gradients of each place's loss by them; these losses [n]."""
     logits = head.finish(scores)
     kept = logits.clone() if head.softcap is not None else None
     places = target[:, None]
@@ -213,7 +218,7 @@ def _turn(
     # its exponential would go through all logits once more
     top, chosen = logits.amax(dim=1), logits.gather(1, places)[:, 0]
     gradient = torch.softmax(logits, dim=1, out=logits)
-    loss = ((top - gradient.amax(dim=1).log_() - chosen) * weight).sum()
-    gradient.mul_(weight[:, None]).scatter_add_(1, places, -weight[:, None])
+    loss = top - gradient.amax(dim=1).log_() - chosen
+    gradient.scatter_add_(1, places, gradient.new_full(places.shape, -1.0))
     head.pull_back(gradient, kept)
     return loss

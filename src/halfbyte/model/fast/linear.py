@@ -24,7 +24,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from halfbyte.model.fast import buffers, dropout, weights
-from halfbyte.model.fast.remake import Remake, remake_of
+from halfbyte.model.fast.remake import Product, Remake, remake_of
 
 __all__ = [
     "Fast",
@@ -245,10 +245,10 @@ class _LoraLinears(torch.autograd.Function):
         ctx.seed = dropout.draw_seed() if group.rate else 0
         dropped = dropout.apply(rows, group.rate, ctx.seed) if group.rate else rows
         downs, ups = group.factors(x.dtype)
-        narrow = buffers.empty((len(rows), len(downs)), x, ctx.pool)
+        narrow = buffers.empty((rows.shape[0], downs.shape[0]), x, ctx.pool)
         torch.mm(dropped, downs.T, out=narrow)
         for (_, y), up, few in zip(group.adapted(found), ups, _ranks(pairs), strict=True):
-            y.view(len(rows), -1).addmm_(narrow[:, few], up.T)
+            y.view(rows.shape[0], -1).addmm_(narrow[:, few], up.T)
         sources: tuple[torch.Tensor, ...] = (x,)
         if remake is not None:
             ctx.make, sources = remake.make, remake.tensors
@@ -292,7 +292,7 @@ def _by_input(
     """
     for some, weight in weights.slabs(base, dy.dtype):
         if dx is None:
-            dx = buffers.empty((len(dy), weight.shape[1]), dy, pool)
+            dx = buffers.empty((dy.shape[0], weight.shape[1]), dy, pool)
             torch.mm(dy[:, some], weight, out=dx)
         else:
             dx.addmm_(dy[:, some], weight)
@@ -318,9 +318,14 @@ def _by_pairs(
         torch.mm(dy, up, out=back[:, few])
         if needed[2 * place + 1]:
             # the narrow product is scaled already
-            found[2 * place + 1] = torch.mm(dy.T, narrow[:, few]).to(pairs[2 * place + 1].dtype)
+            by_b = torch.empty_like(pairs[2 * place + 1])
+            found[2 * place + 1] = by_b.copy_(_across(dy, narrow[:, few]))
     if any(needed[::2]):
-        by_a = torch.mm(back.T, _input(ctx, sources)).to(pairs[0].dtype)
+        x = _input(ctx, sources)
+        left = back if x.rows is None else (back * x.rows.reshape(-1, 1)).to(back.dtype)
+        by_a = pairs[0].new_empty(downs.shape).copy_(_across(x.middle, left).T)
+        if x.columns is not None:
+            by_a.mul_(x.columns)
         for place, ((member, _), few) in enumerate(zip(adapted, ranks, strict=True)):
             found[2 * place] = by_a[few].mul_(member.scale)
     if dx is not None and ctx.group.rate:
@@ -330,14 +335,26 @@ def _by_pairs(
     return found
 
 
-def _input(ctx: Any, sources: Sequence[torch.Tensor]) -> torch.Tensor:
+def _across(wide: torch.Tensor, narrow: torch.Tensor) -> torch.Tensor:
+    """wideᵀ narrow, [n, width] by [n, r]. In 16 bits its transpose is quicker to make: 220 against
+    324 µs for bf16 [1024, 1536] by [1024, 16], but 720 against 593 in float32 (AVX-512, two
+    threads).
+    """
+    if wide.dtype.itemsize == 2:
+        return torch.mm(narrow.T, wide).T
+    return torch.mm(wide.T, narrow)
+
+
+def _input(ctx: Any, sources: Sequence[torch.Tensor]) -> Product:
     """What A was multiplied with: kept, or made again from what was kept; then dropped again."""
-    x = sources[0] if ctx.make is None else ctx.make(*sources)
-    rows = x.reshape(-1, x.shape[-1])
-    return dropout.apply(rows, ctx.group.rate, ctx.seed) if ctx.group.rate else rows
+    x = Product(sources[0]) if ctx.make is None else ctx.make(*sources)
+    middle = x.middle.reshape(-1, x.middle.shape[-1])
+    if ctx.group.rate:
+        middle = dropout.apply(middle, ctx.group.rate, ctx.seed)
+    return x._replace(middle=middle)
 
 
 def _ranks(pairs: Sequence[torch.Tensor]) -> list[slice]:
     """Where each adapter's narrow product stands."""
-    stops = list(accumulate(len(a) for a in pairs[::2]))
+    stops = list(accumulate(a.shape[0] for a in pairs[::2]))
     return [slice(start, stop) for start, stop in pairwise([0, *stops])]

@@ -1,22 +1,34 @@
-"""Tensors that are computed again in the backward pass, from others that are kept anyway."""
+"""Tensors that the backward pass makes again, from others that are kept anyway."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-__all__ = ["Remake", "mark", "remake_of"]
+__all__ = ["Product", "Remake", "mark", "remake_of"]
 
 _MARK = "halfbyte_remake"
 
 
+class Product(NamedTuple):
+    """A tensor as rows * middle * columns: [..., width] by [..., 1] and [width], None for ones.
+
+    A product with it is one with `middle`, if the narrower ones before and after are scaled.
+    """
+
+    middle: torch.Tensor
+    rows: torch.Tensor | None = None
+    columns: torch.Tensor | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Remake:
-    """How to compute a tensor again: `make(*tensors)`, the same bytes each time."""
+    """How to compute a tensor again: `make(*tensors)`."""
 
-    make: Callable[..., torch.Tensor]
+    make: Callable[..., Product]
     tensors: tuple[torch.Tensor, ...]
 
 

@@ -147,7 +147,7 @@ def _four_bit(
     and wrappers take as long as the work for weights of a small model.
     """
     args = (constants, state.blocksize, state.quant_type, shape or state.shape, state.dtype)
-    dense: torch.Tensor = torch.ops.bitsandbytes.dequantize_4bit(packed, *args)
+    dense: torch.Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(packed, *args)
     return dense
 
 
