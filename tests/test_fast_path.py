@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from halfbyte.model.fast import (
     fused,
     layout,
     linear,
+    remake,
     residual,
     status,
     waiting,
@@ -188,6 +190,34 @@ def test_gradients_of_the_lora_function() -> None:
 
         assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradcheck(lambda x: lora_linears(x, [Member(base)])[0], inputs[:1])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+def test_gradients_by_a_need_no_norm_made_again(rate: float) -> None:
+    """A norm's output is its input and two scales to them: as with the output itself, also where
+    two layers share it, and dropped.
+    """
+    torch.manual_seed(0)
+    bases = [nn.Linear(8, outs).double().requires_grad_(False) for outs in (5, 7)]
+    norm = fused.RmsNorm(
+        SimpleNamespace(
+            weight=nn.Parameter(torch.rand(8).double()), variance_epsilon=0.1, training=True
+        )
+    )
+    shapes = ((2, 3, 8), (2, 8), (5, 2), (3, 8), (7, 3))
+    given = [torch.randn(*shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+    x, *pairs = given
+    members = [
+        Member(base, pair, 1.7, rate)
+        for base, pair in zip(bases, (pairs[:2], pairs[2:]), strict=True)
+    ]
+    found = []
+    for hidden in (norm(x), norm(x).clone()):  # a copy is not marked
+        torch.manual_seed(3)  # the same mask each time
+        outputs = lora_linears(hidden, members)
+        found.append(torch.autograd.grad(sum(one.square().sum() for one in outputs), given))
+    assert remake.remake_of(norm(x)) is not None
+    torch.testing.assert_close(*found)
 
 
 def test_dropout_keeps_the_expectation_and_follows_the_seed() -> None:
@@ -563,8 +593,13 @@ def test_a_pool_grows_with_the_longest_and_not_with_every_length() -> None:
     for places in (300, 200, 290, 256, 300):
         assert len(buffers.empty((places, 256), like, pool)) == places
         assert pool.held == 300 * 256 * 4
+    outgrown = buffers.empty((300, 256), like, pool).fill_(1.0)
+    kept = outgrown.data_ptr()
+    del outgrown
     assert len(buffers.empty((400, 256), like, pool)) == 400
     assert pool.held == 400 * 256 * 4
+    if sys.platform == "linux":  # the smaller one went back to the system: its pages are new ones
+        assert ctypes.c_float.from_address(kept).value == 0.0
 
 
 def test_a_graph_keeps_its_blocks() -> None:

@@ -244,6 +244,15 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     return
 
 
+@pytest.mark.parametrize(
+    ("count", "chunk"),
+    [(0, 0), (1, 1), (341, 341), (380, 380), (384, 192), (1024, 342), (1100, 275)],
+)
+def test_chunks_of_the_head_are_even(count: int, chunk: int) -> None:
+    """A row left over would read the whole head for itself; 341 rows of 98,304 bytes are usual."""
+    assert head_module.chunk_rows(count, 98_304) == chunk
+
+
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("bias", [False, True])
