@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Final
 
 import torch
@@ -50,20 +51,25 @@ class Group:
 
 
 class Pools:
-    """The pools of a model, one for each shape of adapters."""
+    """The pools of a model, one for each shape of adapters; an adapter may be added by another
+    thread than the one that steps.
+    """
 
     def __init__(self) -> None:
         self._pools: dict[object, Pool] = {}
+        self._lock = Lock()
 
     def add(self, name: str, layers: Sequence[Factors]) -> Adapter:
         """Give an adapter a slot."""
-        self.tidy()
         shape = tuple(tensor.shape for layer in layers for f in layer for tensor in _tensors(f))
-        return self._pools.setdefault(shape, Pool()).add(name, layers)
+        self.tidy()
+        with self._lock:
+            return self._pools.setdefault(shape, Pool()).add(name, layers)
 
     def tidy(self) -> None:
         """Give back memory of adapters that nobody holds any more."""
-        self._pools = {shape: pool for shape, pool in self._pools.items() if pool.tidy()}
+        with self._lock:
+            self._pools = {shape: pool for shape, pool in self._pools.items() if pool.tidy()}
 
 
 class Pool:
@@ -73,6 +79,7 @@ class Pool:
         self._owners: list[weakref.ref[Adapter] | None] = []
         self._layers: list[Factors] = []
         self._views: dict[tuple[int, int], list[Factors]] = {}
+        self.joins = True  # whether its adapters can be taken together: not with DoRA's rescaling
 
     def add(self, name: str, layers: Sequence[Factors]) -> Adapter:
         """Copy an adapter's factors into a free slot."""
@@ -80,6 +87,7 @@ class Pool:
         if not count:
             self._layers = [_mapped(layer, lambda tensor: tensor[None]) for layer in layers]
             self._owners = [None]
+            self.joins = not any(one.rescale.numel() for layer in layers for one in layer)
         elif all(self._living()):
             self._change(_doubled)
             self._owners += [None] * count
@@ -113,11 +121,6 @@ class Pool:
     def size(self) -> int:
         """Slots, free ones included."""
         return len(self._owners)
-
-    @property
-    def joins(self) -> bool:
-        """Whether its adapters can be taken together: not with DoRA's rescaling."""
-        return not any(factor.rescale.numel() for layer in self._layers for factor in layer)
 
     def _living(self) -> list[bool]:
         return [owner is not None and owner() is not None for owner in self._owners]
