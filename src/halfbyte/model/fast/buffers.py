@@ -120,8 +120,8 @@ class _Slab:
     between the blocks, in what larger ones left, and those would need new memory.
 
     In huge pages where Linux has them on demand: what a step keeps is some hundreds of megabytes,
-    and with pages of 4 KiB a large part of reading it is finding them. A step took 0.97 of the
-    time for 10 MB more (SmolLM2, 4 x 256 tokens).
+    and with pages of 4 KiB much of reading it is finding them. A step took 0.98 of the time, for 2
+    to 3 % more memory (DECISIONS.md).
     """
 
     def __init__(self, size: int) -> None:
