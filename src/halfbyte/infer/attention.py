@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from halfbyte.infer.backend import Span
+from halfbyte.infer.stretches import stretches
 
 # a call costs about as much as reading keys and values of so many places (measured: 15 µs)
 _CALL: Final = 128
@@ -64,8 +65,8 @@ def plan(spans: Sequence[Span], layout: Layout) -> Plan:
             todo.prompt_masks.append(_prompt_mask(span, layout))
         place += count
     single.sort(key=lambda pair: pair[0].slot)
-    for group in _neighbours(single):
-        _add(todo, group, layout)
+    for part in stretches([(span.slot, span.stop) for span, _ in single], _CALL):
+        _add(todo, single[part], layout)
     order = [place for _, place in single]
     whole = len(todo.groups) == 1 and not len(todo.takes[0]) and order == list(range(len(spans)))
     return todo._replace(whole=whole and not todo.prompts)
@@ -176,23 +177,3 @@ def _mask(spans: Sequence[Span], length: int, layout: Layout) -> torch.Tensor:
     unseen = (key >= torch.tensor(high)[:, None]) | (key < torch.tensor(low)[:, None])
     mask = torch.zeros(unseen.shape, dtype=layout.dtype).masked_fill_(unseen, -torch.inf)
     return mask.repeat_interleave(layout.heads, 0)[:, None].to(layout.device)
-
-
-def _neighbours(rows: Sequence[tuple[Span, int]]) -> list[list[tuple[Span, int]]]:
-    """Rows, by slot, in groups that are computed as one rectangle of slots and lengths: one call
-    more costs as much as `_CALL` places computed in vain.
-    """
-    groups: list[list[tuple[Span, int]]] = []
-    area = length = 0
-    for row in rows:
-        span = row[0]
-        if groups:
-            longest = max(length, span.stop)
-            joined = (span.slot + 1 - groups[-1][0][0].slot) * longest
-            if joined <= area + span.stop + _CALL:
-                groups[-1].append(row)
-                area, length = joined, longest
-                continue
-        groups.append([row])
-        area = length = span.stop
-    return groups

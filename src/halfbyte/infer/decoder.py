@@ -154,7 +154,8 @@ class DecoderBackend:
         self._pools.tidy()
         order = sorted(range(len(spans)), key=lambda i: _order(spans[i]))
         packed = [spans[i] for i in order]
-        hidden = self._hidden(packed)
+        groups = grouped(_owners(packed, [len(span.ids) for span in packed]))
+        hidden = self._hidden(packed, groups)
         ends: list[int] = []
         owners: list[int] = []
         stop = 0
@@ -162,19 +163,19 @@ class DecoderBackend:
             stop += len(span.ids)
             ends += range(stop - span.want, stop)
             owners += [index] * span.want
-        kept = hidden if len(ends) == len(hidden) else hidden[ends]
-        normed = rms_norm(kept, self._norm, self._shape.eps)
-        groups = grouped(_owners(packed, [span.want for span in packed]))
+        if len(ends) < len(hidden):
+            hidden = hidden[ends]
+            groups = grouped(_owners(packed, [span.want for span in packed]))
+        normed = rms_norm(hidden, self._norm, self._shape.eps)
         logits = adapted(self._logits(normed), normed, _lora(groups, -1), 0)
         back = sorted(range(len(owners)), key=lambda i: (owners[i], i))
         return logits if back == list(range(len(back))) else logits[back]
 
-    def _hidden(self, spans: Sequence[Span]) -> torch.Tensor:
+    def _hidden(self, spans: Sequence[Span], groups: Sequence[Group]) -> torch.Tensor:
         """The last layer's output [tokens, width of the model], not yet normalized."""
         device, shape = self._device, self._shape
         tokens = [token for span in spans for token in span.ids]
         positions = [place for span in spans for place in range(span.start, span.stop)]
-        groups = grouped(_owners(spans, [len(span.ids) for span in spans]))
         ids = torch.tensor(tokens, device=device)
         rotation = self._rope(torch.tensor(positions, device=device))
         places = self._places(spans)

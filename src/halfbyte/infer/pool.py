@@ -8,7 +8,7 @@ looks up each row's adapter, a batched product takes a stretch of neighbouring s
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Final
@@ -17,6 +17,7 @@ import torch
 
 from halfbyte.infer.layer import whole_rows
 from halfbyte.infer.projection import Factor
+from halfbyte.infer.stretches import stretches
 
 _CALLS: Final = 16  # what a group costs beside its rows, in rows computed in vain
 
@@ -144,23 +145,13 @@ def grouped(owners: Sequence[Adapter | None]) -> list[Group]:
     ]
 
 
-def _runs(rows: dict[int, list[int]], joins: bool) -> Iterator[range]:
-    """Stretches of slots that are taken together, given each slot's rows: joined where what is
-    computed in vain is less than another group's calls.
-    """
-    run = range(0)
-    most = area = 0
-    for slot in sorted(rows):
-        count = len(rows[slot])
-        wider = range(run.start, slot + 1)
-        if run and joins and len(wider) * max(most, count) <= area + count + _CALLS:
-            run, most = wider, max(most, count)
-            area = len(run) * most
-        else:
-            if run:
-                yield run
-            run, most, area = range(slot, slot + 1), count, count
-    yield run
+def _runs(rows: dict[int, list[int]], joins: bool) -> list[range]:
+    """Stretches of slots that are taken together, given each slot's rows."""
+    slots = sorted(rows)
+    if not joins:
+        return [range(slot, slot + 1) for slot in slots]
+    parts = stretches([(slot, len(rows[slot])) for slot in slots], _CALLS)
+    return [range(slots[part][0], slots[part][-1] + 1) for part in parts]
 
 
 def _group(pool: Pool, slots: range, rows: dict[int, list[int]], total: int) -> Group:

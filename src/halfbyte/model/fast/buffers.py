@@ -37,7 +37,7 @@ class Pool:
     def __init__(self) -> None:
         self._blocks: dict[int, list[_Block]] = {}  # by bytes of a place
         self._last: dict[int, int] = {}  # by the same, the block handed out last
-        self._slab = _Slab(0)
+        self._slab: _Slab | None = None
         self._lock = Lock()
 
     @property
@@ -62,7 +62,7 @@ class Pool:
             return blocks[number].storage
 
     def _cut(self, size: int) -> _Block:
-        if size > self._slab.left:
+        if self._slab is None or size > self._slab.left:
             self._slab = _Slab(max(size, _SLAB))
         return self._slab.cut(size)
 
@@ -126,12 +126,11 @@ class _Slab:
 
     def __init__(self, size: int) -> None:
         self.left = size
-        if size:
-            private = hasattr(mmap, "MAP_PRIVATE")  # not on Windows
-            flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if private else {}
-            self._memory = mmap.mmap(-1, size, **flags)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                self._memory.madvise(mmap.MADV_HUGEPAGE)
+        private = hasattr(mmap, "MAP_PRIVATE")  # not on Windows
+        flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if private else {}
+        self._memory = mmap.mmap(-1, size, **flags)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
 
     def cut(self, size: int) -> _Block:
         """The next block, of whole pages as far as there are any left."""

@@ -180,6 +180,8 @@ class _NllSum(torch.autograd.Function):
             for rows in work.slices(part):
                 wide = work.widened(gradient, rows, part.start)
                 total += (_turn(head, wide, target[rows]) * weight[rows]).sum()
+                if to_bias is not None:
+                    to_bias += weight[rows] @ wide
                 if wide.dtype != gradient.dtype:
                     gradient[rows.start - part.start : rows.stop - part.start].copy_(wide)
             scale = weight[part, None]
@@ -188,8 +190,6 @@ class _NllSum(torch.autograd.Function):
                 to_hidden[part].mul_(scale)
             if to_weight is not None:
                 to_weight += gradient.T @ (hidden[part] * scale).to(gradient.dtype)
-            if to_bias is not None:
-                to_bias += (gradient * scale).sum(dim=0)
         ctx.gradients = to_hidden, to_weight, to_bias
         ctx.dtypes = head_weight.dtype
         return total
