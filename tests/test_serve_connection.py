@@ -16,6 +16,7 @@ import uvicorn
 from halfbyte.serve import Limits, ServeSettings
 from halfbyte.serve.connection import guarded
 from halfbyte.serve.guard import Guard
+from halfbyte.serve.listening import listening
 from halfbyte.serve.metrics import Metrics
 
 LIMITS = replace(Limits(), stall_seconds=0.3, header_seconds=5.0, connections=3)
@@ -61,18 +62,17 @@ def app() -> Endless:
 @pytest.fixture
 def server(app: Endless) -> Iterator[uvicorn.Server]:
     guard = Guard(app, ServeSettings(limits=LIMITS), Metrics())
-    config = uvicorn.Config(
-        guard, port=0, http=guarded(LIMITS), ws="none", lifespan="on", log_config=None
-    )
+    config = uvicorn.Config(guard, http=guarded(LIMITS), ws="none", lifespan="on", log_config=None)
     made = uvicorn.Server(config)
-    thread = threading.Thread(target=made.run, daemon=True)
-    thread.start()
-    while not made.started:
-        time.sleep(0.01)
-    yield made
-    made.should_exit = True
-    thread.join(10)
-    assert not thread.is_alive()
+    with listening("127.0.0.1", 0) as sockets:
+        thread = threading.Thread(target=made.run, args=(sockets,), daemon=True)
+        thread.start()
+        while not made.started:
+            time.sleep(0.01)
+        yield made
+        made.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def connect(server: uvicorn.Server) -> socket.socket:
@@ -88,6 +88,17 @@ def test_a_client_that_stops_reading_is_cut_off(server: uvicorn.Server, app: End
         assert one.recv(100).startswith(b"HTTP/1.1 200")
         assert app.ended.wait(10)
         assert not server.server_state.connections
+
+
+def test_what_is_written_is_sent_at_once(server: uvicorn.Server) -> None:
+    """Small packets do not wait for receipts: with Nagle's algorithm a body came 40 ms after its
+    headers, and so did every token of a stream."""
+    with connect(server) as one:
+        one.sendall(HEAD)
+        assert one.recv(100)
+        (held,) = server.server_state.connections
+        mine = held.transport.get_extra_info("socket")  # type: ignore[union-attr]  # connected
+        assert mine.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_slow_reader_is_not_cut_off(server: uvicorn.Server, app: Endless) -> None:
