@@ -74,6 +74,35 @@ def test_a_chat_goes_on_where_it_was() -> None:
     assert again.ids == reference(MODEL, second, new=5)
 
 
+def test_a_chat_is_remembered_while_others_take_every_place() -> None:
+    """Conversations outlast the places: more of them than rows at once, each computes what is new.
+    The same prompt again and again pushes nobody out."""
+    made = engine(max_batch=2, kept=16)
+    chats = [tuple(range(start, start + 30)) for start in range(0, 180, 30)]
+    answers = made.generate([Request(ids, greedy(4)) for ids in chats])
+    for _ in range(20):
+        made.generate([Request(chats[0], greedy(4))])
+    turns = [(*ids, *one.ids, 7, 8) for ids, one in zip(chats, answers, strict=True)]
+    for again, ids in zip(
+        made.generate([Request(t, greedy(3)) for t in turns]), turns, strict=True
+    ):
+        assert again.cached_tokens == 30 + 3
+        assert again.ids == reference(MODEL, ids, new=3)
+
+
+def test_what_is_remembered_makes_room_for_rows() -> None:
+    """Beginnings are only kept in what the budget leaves beside the rows under way."""
+    made = engine(max_batch=2, max_tokens=128, kept=16)
+    first = tuple(range(40))
+    made.generate([Request(first, greedy(3))])
+    others = [Request(tuple(range(start, start + 40)), greedy(3)) for start in (50, 100, 150)]
+    made.generate(others)
+    assert made.backend.cache.slots == 2
+    again = made.generate([Request((*first, 5), greedy(3))])[0]
+    assert again.cached_tokens == 0
+    assert again.ids == reference(MODEL, (*first, 5), new=3)
+
+
 def test_the_cache_keeps_to_its_budget() -> None:
     """Slots times capacity stay within the tokens allowed; long rows then run with fewer others."""
     made = engine(max_batch=8, max_tokens=256)

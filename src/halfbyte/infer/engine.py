@@ -41,11 +41,14 @@ class Limits:
     - `max_tokens`: cache places over all rows (None: a quarter of the free memory).
     - `prefill_tokens`: prompt tokens computed in one step at most; a running answer's next token
       waits no longer than that takes.
+    - `kept`: answers that are remembered beside the rows under way, as far as `max_tokens` allows:
+      conversations that go on, passages asked about again.
     """
 
     max_batch: int = 64
     max_tokens: int | None = None
     prefill_tokens: int = 512
+    kept: int = 0
 
 
 class Engine:
@@ -67,7 +70,8 @@ class Engine:
         self.backend = backend_for(model)
         self.end_ids = end_ids(model, tokenizer)
         tokens = self.limits.max_tokens or _free_tokens(self.backend)
-        self._slots = Slots(self.backend.cache, self.limits.max_batch, tokens)
+        limits = self.limits
+        self._slots = Slots(self.backend.cache, limits.max_batch, tokens, limits.kept)
         self._max_tokens = tokens
         self._tickets = itertools.count()
         self._pending: deque[Row] = deque()

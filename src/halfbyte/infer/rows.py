@@ -12,7 +12,7 @@ from halfbyte.infer.sampler import Chooser
 from halfbyte.infer.text import TextStream
 
 SHARE_FROM: Final = 16  # a shorter common beginning is computed faster than it is waited for
-_FIRST_SLOTS: Final = 4  # so that a few conversations in turn keep their beginnings
+_FIRST_PLACES: Final = 4  # so that a few conversations in turn keep their beginnings
 _STEP: Final = 64  # capacities are multiples of it
 
 
@@ -74,14 +74,16 @@ class _Slot:
 
 
 class Slots:
-    """Who sits where. A slot that was left keeps its tokens until another row takes it, so that
-    a prompt beginning alike (the next turn of a chat, the same passage) finds them.
+    """Who sits where. Rows are in the first slots, the places. A place that was left keeps its
+    tokens until another row takes it, so that a prompt beginning alike (the next turn of a chat,
+    the same passage) finds them; `kept` slots more remember what places held before.
     """
 
-    def __init__(self, cache: KVCache, max_rows: int, max_tokens: int) -> None:
+    def __init__(self, cache: KVCache, max_rows: int, max_tokens: int, kept: int) -> None:
         self._cache = cache
-        self._max_rows, self._max_tokens = max_rows, max_tokens
+        self._max_rows, self._max_tokens, self._kept = max_rows, max_tokens, kept
         self._slots: list[_Slot] = []
+        self._places = 0
         self._clock = 0
 
     @property
@@ -96,13 +98,13 @@ class Slots:
         """
         busy = self.rows
         longest = max(other.need for other in [row, *busy])
-        if longest <= self._cache.capacity and len(busy) < len(self._slots):
+        if longest <= self._cache.capacity and len(busy) < self._places:
             return True
         if len(busy) >= self._max_rows or (len(busy) + 1) * longest > self._max_tokens:
             return False
         # a new shape copies what is held: grow by more than this row needs, if the budget allows
-        now, had = len(self._slots), self._cache.capacity
-        rows = min(max(len(busy) + 1 + len(ahead), 2 * now, _FIRST_SLOTS), self._max_rows)
+        now, had = self._places, self._cache.capacity
+        rows = min(max(len(busy) + 1 + len(ahead), 2 * now, _FIRST_PLACES), self._max_rows)
         places = max([longest, *(other.need for other in ahead)])
         if longest > had:
             places = max(places, had * 3 // 2)
@@ -118,19 +120,40 @@ class Slots:
         return True
 
     def enter(self, row: Row) -> None:
-        """Give the row a slot, with as much of its beginning as some slot holds already."""
+        """Give the row a place, with as much of its beginning as some slot holds already."""
         self._clock += 1
         source, count = self._longest_match(row)
-        free = [i for i, slot in enumerate(self._slots) if slot.row is None]
-        oldest = min(free, key=lambda i: (len(self._slots[i].ids) > 0, self._slots[i].used))
-        # a row that goes on where a left one ended takes its slot over
+        free = [i for i in range(self._places) if self._slots[i].row is None]
+        # a row that goes on where a left one ended takes its place over
         stays = source in free and 2 * count >= len(self._slots[source].ids)
-        target = source if count and stays else oldest
-        if count and target != source:
-            self._cache.copy(source, target, count)
+        target = source if stays else self._oldest(free)
+        if not stays:
+            self._keep(target, source)
+            if count:
+                self._cache.copy(source, target, count)
+                self._slots[source].used = self._clock
         row.slot, row.computed, row.cached = target, count, count
         slot = _Slot(tuple(row.ids[:count]), row.adapter, row, used=self._clock)
         self._slots[target] = slot
+
+    def _keep(self, place: int, needed: int) -> None:
+        """Copy what a place holds behind the places, for a row that begins alike, before another
+        takes it; in exchange for what was longest of no use, but not for slot `needed`.
+        """
+        slot = self._slots[place]
+        behind = [i for i in range(self._places, len(self._slots)) if i != needed]
+        if len(slot.ids) < SHARE_FROM or not behind:
+            return
+        for index, other in enumerate(self._slots):
+            if index != place and other.adapter == slot.adapter and _begins(other.ids, slot.ids):
+                other.used = self._clock
+                return
+        target = self._oldest(behind)
+        self._cache.copy(place, target, len(slot.ids))
+        self._slots[target] = slot
+
+    def _oldest(self, slots: Sequence[int]) -> int:
+        return min(slots, key=lambda i: (len(self._slots[i].ids) > 0, self._slots[i].used))
 
     def waits(self, row: Row) -> bool:
         """Whether a row under way is about to compute much of this row's beginning."""
@@ -181,8 +204,9 @@ class Slots:
                 best, most = index, count
         return best, most
 
-    def _reshape(self, slots: int, capacity: int) -> None:
+    def _reshape(self, places: int, capacity: int) -> None:
         """Rows move to the first slots; of the rest the latest stay as far as there is room."""
+        slots = min(places + self._kept, self._max_tokens // capacity)
         order = sorted(
             range(len(self._slots)),
             key=lambda i: (self._slots[i].row is None, -self._slots[i].used),
@@ -199,6 +223,11 @@ class Slots:
             kept.append(slot)
         self._cache.reshape(slots, capacity, moves)
         self._slots = kept + [_Slot() for _ in range(slots - len(kept))]
+        self._places = places
+
+
+def _begins(ids: Sequence[int], beginning: Sequence[int]) -> bool:
+    return len(ids) >= len(beginning) and list(ids[: len(beginning)]) == list(beginning)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

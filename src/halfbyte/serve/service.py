@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from halfbyte.api.opening import Opened, open_any, open_base
 from halfbyte.infer import Engine
@@ -24,6 +24,7 @@ from halfbyte.serve.settings import ServeSettings
 from halfbyte.serve.worker import Worker
 
 T = TypeVar("T")
+_KEPT: Final = 16  # answers whose conversations go on without being computed again
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class Service:
 
     def __init__(self, opened: Opened, settings: ServeSettings, worker: Worker) -> None:
         limits = settings.limits
-        engine = Engine(opened.model, opened.tokenizer, EngineLimits(max_batch=limits.rows))
+        bounds = EngineLimits(max_batch=limits.rows, kept=_KEPT)
+        engine = Engine(opened.model, opened.tokenizer, bounds)
         self.settings = settings
         self.engine = EngineThread(worker, engine, limits.rows + limits.waiting)
         self.roster = Roster(opened, settings.runs, self.engine, limits.adapters)
