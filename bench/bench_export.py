@@ -2,7 +2,8 @@
 
 NODE_LLAMA_CPP=FOLDER python bench/bench_export.py BASE ADAPTER [--into dequantized]
 
-BASE is a transformers folder, ADAPTER an adapter folder trained on it (in 4 bits by default). For
+BASE is a base's name or a transformers folder, ADAPTER an adapter folder trained on it (in 4 bits
+by default). For
 20 chats: ids by llama.cpp against the tokenizer's, and two measures, over 16 and 64 tokens, for the
 merged model in q8_0 and for the adapter on the base's GGUF. Choices: llama.cpp's first choice at
 each place of transformers' greedy answer, fed to it. Free: the tokens of its own answer before the
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests import llama_peer
 
 from halfbyte.data.records import Message
+from halfbyte.model import bases
 from halfbyte.ship import export as ship
 from halfbyte.ship.chats import chats
 from halfbyte.ship.check import Agreement, Trial, check
@@ -85,14 +87,15 @@ def report(name: str, wanted: list[list[int]], said: llama_peer.Answers) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("base", type=Path)
+    parser.add_argument("base")
     parser.add_argument("adapter", type=Path)
     parser.add_argument("--into", choices=["dequantized", "original"], default="dequantized")
     parser.add_argument("--type", default="q8_0")
     given = parser.parse_args()
     if reason := llama_peer.missing():
         sys.exit(reason)
-    tokenizer = AutoTokenizer.from_pretrained(given.base)
+    folder = bases.resolve(given.base).folder
+    tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def encode(messages: Sequence[Message]) -> list[int]:
         turns = [{"role": m.role, "content": m.content} for m in messages]
@@ -102,11 +105,11 @@ def main() -> None:
     texts = [tokenizer.decode(chat.ids) for chat in tried]
     prompts = [chat.ids for chat in tried]
     form = ChatForm(stop_ids=(tokenizer.eos_token_id,))
-    shipment = ship.Shipment(Companions(given.base, given.base, form), Label("bench", "bench"))
+    shipment = ship.Shipment(Companions(folder, folder, form), Label("bench", "bench"))
     quantized = Quantized("nf4", True, torch.float32)
     with tempfile.TemporaryDirectory() as temp:
         out = Path(temp)
-        merged = MergedWeights(given.base, open_parts({given.adapter: 1.0}), given.into, quantized)
+        merged = MergedWeights(folder, open_parts({given.adapter: 1.0}), given.into, quantized)
         start = time.perf_counter()
         exported = ship.export_gguf(merged, out / "model", shipment, given.type)
         print(f"{given.type}: {time.perf_counter() - start:.1f} s to write")
@@ -116,7 +119,7 @@ def main() -> None:
         said = llama_peer.ask(out / "model" / ship.MODEL_GGUF, **asked)
         print("ids by llama.cpp: ", Agreement.of(prompts, said.ids).line())
         report("merged", wanted, said)
-        base = MergedWeights(given.base, (), given.into, quantized)
+        base = MergedWeights(folder, (), given.into, quantized)
         ship.export_gguf(base, out / "base", shipment, given.type)
         ship.export_lora_gguf(given.adapter, out / "lora", shipment)
         files = (out / "base" / ship.MODEL_GGUF, out / "lora" / ship.ADAPTER_GGUF)

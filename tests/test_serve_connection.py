@@ -92,7 +92,7 @@ def test_a_client_that_stops_reading_is_cut_off(server: uvicorn.Server, app: End
 
 def test_what_is_written_is_sent_at_once(server: uvicorn.Server) -> None:
     """Small packets do not wait for receipts: with Nagle's algorithm a body came 40 ms after its
-    headers, and so did every token of a stream."""
+    headers."""
     with connect(server) as one:
         one.sendall(HEAD)
         assert one.recv(100)
