@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from halfbyte.errors import InputError
 from halfbyte.infer import Engine, Limits, Request, Sampling, Update
 from halfbyte.infer.backend import Span
+from halfbyte.infer.cache import KVCache
 from tests.test_infer_engine import greedy, prompts, reference, shake, with_adapters
 from tests.tiny import VOCAB, tiny_model, tiny_tokenizer
 
@@ -119,6 +121,29 @@ def test_the_cache_keeps_to_its_budget() -> None:
     assert max(sizes) <= 256
     for request, (_, answer) in zip(requests, sorted(done.items()), strict=True):
         assert answer.ids == reference(MODEL, request.ids, new=request.sampling.max_new_tokens)
+
+
+def test_the_cache_takes_memory_only_where_it_is_written() -> None:
+    """Places that no token has reached cost nothing, also in memory that was used before."""
+    cache = KVCache(torch.float32, torch.device("cpu"))
+    held = psutil.Process().memory_info
+    for capacity in (1 << 14, 1 << 15):
+        before = held().rss
+        cache.reshape(32, capacity, [(0, 0, 10)] if cache.slots else [])
+        keys, values = cache.layer(0, 4, (64, 64))  # 0.5 and 1 GB each
+        keys[0, :, :10], values[0, :, :10] = 1, 2
+        assert not keys[1].count_nonzero()
+        assert held().rss - before < 64 << 20
+        assert (keys[0, :, :10] == 1).all()
+
+
+def test_longer_rows_do_not_take_more_places() -> None:
+    """What grows is what was too small: the places' length here, not their number."""
+    made = engine(max_batch=64)
+    for new in (20, 100, 180):
+        answers = made.generate([Request((i + 1, 5), greedy(new)) for i in range(5)])
+        assert [len(one.ids) for one in answers] == [new] * 5
+        assert made.backend.cache.slots == 5
 
 
 def test_a_long_prompt_does_not_stall_the_others() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
+from math import prod
 
 import torch
 
@@ -12,7 +14,7 @@ class KVCache:
 
     A slot holds one row, its tokens from place 0 on, without padding: a row's position is its
     place. What lies behind a row's end is finite (zeros, or a former row), so that masking is
-    enough. On Linux, zeros from the allocator take memory only once they are written to.
+    enough. On a CPU memory is only taken where something was written.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -49,4 +51,10 @@ class KVCache:
 
     def _zeros(self, heads: int, width: int) -> torch.Tensor:
         shape = (self.slots, heads, self.capacity, width)
-        return torch.zeros(shape, dtype=self._dtype, device=self._device)
+        size = prod(shape) * self._dtype.itemsize
+        if self._device.type != "cpu" or size < mmap.PAGESIZE:
+            return torch.zeros(shape, dtype=self._dtype, device=self._device)
+        # from the system: malloc would clear blocks that were used before, and so take all of them
+        private = hasattr(mmap, "MAP_PRIVATE")  # not on Windows
+        flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if private else {}
+        return torch.frombuffer(mmap.mmap(-1, size, **flags), dtype=self._dtype).view(shape)

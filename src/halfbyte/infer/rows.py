@@ -104,7 +104,8 @@ class Slots:
             return False
         # a new shape copies what is held: grow by more than this row needs, if the budget allows
         now, had = self._places, self._cache.capacity
-        rows = min(max(len(busy) + 1 + len(ahead), 2 * now, _FIRST_PLACES), self._max_rows)
+        more = now if len(busy) < now else 2 * now
+        rows = min(max(len(busy) + 1 + len(ahead), more, _FIRST_PLACES), self._max_rows)
         places = max([longest, *(other.need for other in ahead)])
         if longest > had:
             places = max(places, had * 3 // 2)
