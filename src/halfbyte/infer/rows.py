@@ -12,7 +12,7 @@ from halfbyte.infer.sampler import Chooser
 from halfbyte.infer.text import TextStream
 
 SHARE_FROM: Final = 16  # a shorter common beginning is computed faster than it is waited for
-_FIRST_PLACES: Final = 4  # so that a few conversations in turn keep their beginnings
+_FIRST_SEATS: Final = 4  # so that a few conversations in turn keep their beginnings
 _STEP: Final = 64  # capacities are multiples of it
 
 
@@ -74,16 +74,16 @@ class _Slot:
 
 
 class Slots:
-    """Who sits where. Rows are in the first slots, the places. A place that was left keeps its
-    tokens until another row takes it, so that a prompt beginning alike (the next turn of a chat,
-    the same passage) finds them; `kept` slots more remember what places held before.
+    """Who sits where. Rows are in the first slots, the seats. A seat that was left keeps its tokens
+    until another row takes it, so that a prompt beginning alike (the next turn of a chat, the same
+    passage) finds them; `kept` slots more remember what seats held before.
     """
 
     def __init__(self, cache: KVCache, max_rows: int, max_tokens: int, kept: int) -> None:
         self._cache = cache
         self._max_rows, self._max_tokens, self._kept = max_rows, max_tokens, kept
         self._slots: list[_Slot] = []
-        self._places = 0
+        self._seats = 0
         self._clock = 0
 
     @property
@@ -98,14 +98,14 @@ class Slots:
         """
         busy = self.rows
         longest = max(other.need for other in [row, *busy])
-        if longest <= self._cache.capacity and len(busy) < self._places:
+        if longest <= self._cache.capacity and len(busy) < self._seats:
             return True
         if len(busy) >= self._max_rows or (len(busy) + 1) * longest > self._max_tokens:
             return False
         # a new shape copies what is held: grow by more than this row needs, if the budget allows
-        now, had = self._places, self._cache.capacity
+        now, had = self._seats, self._cache.capacity
         more = now if len(busy) < now else 2 * now
-        rows = min(max(len(busy) + 1 + len(ahead), more, _FIRST_PLACES), self._max_rows)
+        rows = min(max(len(busy) + 1 + len(ahead), more, _FIRST_SEATS), self._max_rows)
         places = max([longest, *(other.need for other in ahead)])
         if longest > had:
             places = max(places, had * 3 // 2)
@@ -121,11 +121,11 @@ class Slots:
         return True
 
     def enter(self, row: Row) -> None:
-        """Give the row a place, with as much of its beginning as some slot holds already."""
+        """Give the row a seat, with as much of its beginning as some slot holds already."""
         self._clock += 1
         source, count = self._longest_match(row)
-        free = [i for i in range(self._places) if self._slots[i].row is None]
-        # a row that goes on where a left one ended takes its place over
+        free = [i for i in range(self._seats) if self._slots[i].row is None]
+        # a row that goes on where a left one ended takes its seat over
         stays = source in free and 2 * count >= len(self._slots[source].ids)
         target = source if stays else self._oldest(free)
         if not stays:
@@ -137,20 +137,20 @@ class Slots:
         slot = _Slot(tuple(row.ids[:count]), row.adapter, row, used=self._clock)
         self._slots[target] = slot
 
-    def _keep(self, place: int, needed: int) -> None:
-        """Copy what a place holds behind the places, for a row that begins alike, before another
+    def _keep(self, seat: int, needed: int) -> None:
+        """Copy what a seat holds behind the seats, for a row that begins alike, before another row
         takes it; in exchange for what was longest of no use, but not for slot `needed`.
         """
-        slot = self._slots[place]
-        behind = [i for i in range(self._places, len(self._slots)) if i != needed]
+        slot = self._slots[seat]
+        behind = [i for i in range(self._seats, len(self._slots)) if i != needed]
         if len(slot.ids) < SHARE_FROM or not behind:
             return
         for index, other in enumerate(self._slots):
-            if index != place and other.adapter == slot.adapter and _begins(other.ids, slot.ids):
+            if index != seat and other.adapter == slot.adapter and _begins(other.ids, slot.ids):
                 other.used = self._clock
                 return
         target = self._oldest(behind)
-        self._cache.copy(place, target, len(slot.ids))
+        self._cache.copy(seat, target, len(slot.ids))
         self._slots[target] = slot
 
     def _oldest(self, slots: Sequence[int]) -> int:
@@ -205,9 +205,9 @@ class Slots:
                 best, most = index, count
         return best, most
 
-    def _reshape(self, places: int, capacity: int) -> None:
+    def _reshape(self, seats: int, capacity: int) -> None:
         """Rows move to the first slots; of the rest the latest stay as far as there is room."""
-        slots = min(places + self._kept, self._max_tokens // capacity)
+        slots = min(seats + self._kept, self._max_tokens // capacity)
         order = sorted(
             range(len(self._slots)),
             key=lambda i: (self._slots[i].row is None, -self._slots[i].used),
@@ -224,7 +224,7 @@ class Slots:
             kept.append(slot)
         self._cache.reshape(slots, capacity, moves)
         self._slots = kept + [_Slot() for _ in range(slots - len(kept))]
-        self._places = places
+        self._seats = seats
 
 
 def _begins(ids: Sequence[int], beginning: Sequence[int]) -> bool:
