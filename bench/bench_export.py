@@ -3,11 +3,10 @@
 NODE_LLAMA_CPP=FOLDER python bench/bench_export.py BASE ADAPTER [--into dequantized]
 
 BASE is a base's name or a transformers folder, ADAPTER an adapter folder trained on it (in 4 bits
-by default). For
-20 chats: ids by llama.cpp against the tokenizer's, and two measures, over 16 and 64 tokens, for the
-merged model in q8_0 and for the adapter on the base's GGUF. Choices: llama.cpp's first choice at
-each place of transformers' greedy answer, fed to it. Free: the tokens of its own answer before the
-first that differs; all after it count as lost.
+by default). For 20 chats: ids by llama.cpp against the tokenizer's, and two measures, over 16 and
+64 tokens, for the merged model in q8_0 and for the adapter on the base's GGUF. Choices: llama.cpp's
+first choice at each place of transformers' greedy answer, fed to it. Free: the tokens of its own
+answer before the first that differs; all after it count as lost.
 """
 
 from __future__ import annotations

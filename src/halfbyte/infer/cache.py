@@ -8,6 +8,8 @@ from math import prod
 
 import torch
 
+from halfbyte.model.fast import alloc
+
 
 class KVCache:
     """Keys and values [slots, heads, capacity, width] of each layer.
@@ -55,6 +57,4 @@ class KVCache:
         if self._device.type != "cpu" or size < mmap.PAGESIZE:
             return torch.zeros(shape, dtype=self._dtype, device=self._device)
         # from the system: malloc would clear blocks that were used before, and so take all of them
-        private = hasattr(mmap, "MAP_PRIVATE")  # not on Windows
-        flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if private else {}
-        return torch.frombuffer(mmap.mmap(-1, size, **flags), dtype=self._dtype).view(shape)
+        return torch.frombuffer(alloc.pages(size), dtype=self._dtype).view(shape)

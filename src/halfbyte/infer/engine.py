@@ -65,12 +65,11 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase,
         limits: Limits | None = None,
     ) -> None:
-        self.limits = limits or Limits()
+        self.limits = limits = limits or Limits()
         self.tokenizer = tokenizer
         self.backend = backend_for(model)
         self.end_ids = end_ids(model, tokenizer)
-        tokens = self.limits.max_tokens or _free_tokens(self.backend)
-        limits = self.limits
+        tokens = limits.max_tokens or _free_tokens(self.backend)
         self._slots = Slots(self.backend.cache, limits.max_batch, tokens, limits.kept)
         self._max_tokens = tokens
         self._tickets = itertools.count()

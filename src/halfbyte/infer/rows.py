@@ -146,7 +146,8 @@ class Slots:
         if len(slot.ids) < SHARE_FROM or not behind:
             return
         for index, other in enumerate(self._slots):
-            if index != seat and other.adapter == slot.adapter and _begins(other.ids, slot.ids):
+            same = index != seat and other.adapter == slot.adapter
+            if same and _common(other.ids, slot.ids) == len(slot.ids):
                 other.used = self._clock
                 return
         target = self._oldest(behind)
@@ -225,10 +226,6 @@ class Slots:
         self._cache.reshape(slots, capacity, moves)
         self._slots = kept + [_Slot() for _ in range(slots - len(kept))]
         self._seats = seats
-
-
-def _begins(ids: Sequence[int], beginning: Sequence[int]) -> bool:
-    return len(ids) >= len(beginning) and list(ids[: len(beginning)]) == list(beginning)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -12,6 +12,7 @@ This module imports nothing heavy, because it must run before torch takes its fi
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import sys
 from pathlib import Path
@@ -97,6 +98,15 @@ def _set_up() -> str:
         return "off: the system's C library is not glibc"
     done = mallopt(_M_MMAP_THRESHOLD, MMAP_FROM) and mallopt(_M_TRIM_THRESHOLD, _TRIM_FROM)
     return "on" if done else "off: mallopt refused"
+
+
+def pages(size: int) -> mmap.mmap:
+    """So many bytes of zeros from the system, beside the heap; memory is taken page by page, where
+    something is written.
+    """
+    private = hasattr(mmap, "MAP_PRIVATE")  # not on Windows
+    flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if private else {}
+    return mmap.mmap(-1, size, **flags)
 
 
 def trim() -> None:

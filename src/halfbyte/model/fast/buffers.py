@@ -18,6 +18,8 @@ from typing import Final
 
 import torch
 
+from halfbyte.model.fast import alloc
+
 __all__ = ["Pool", "empty", "use"]
 
 _LEAST: Final = 1 << 14  # bytes; smaller ones are no burden to malloc
@@ -126,9 +128,7 @@ class _Slab:
 
     def __init__(self, size: int) -> None:
         self.left = size
-        private = hasattr(mmap, "MAP_PRIVATE")  # not on Windows
-        flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if private else {}
-        self._memory = mmap.mmap(-1, size, **flags)
+        self._memory = alloc.pages(size)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
 
