@@ -146,6 +146,14 @@ def test_longer_rows_do_not_take_more_places() -> None:
         assert made.backend.cache.slots == 5
 
 
+def test_rows_that_come_together_take_as_many_places_as_they_are() -> None:
+    """Places between rows are attended to in vain, so none are made for rows that are in."""
+    made = engine()
+    made.generate([Request((1, 2), greedy(2))])
+    made.generate([Request((i, 2), greedy(2)) for i in range(8)])
+    assert made.backend.cache.slots == 8
+
+
 def test_a_long_prompt_does_not_stall_the_others() -> None:
     """While a long prompt is computed in pieces, running answers get a token every step."""
     made = engine(prefill_tokens=16)

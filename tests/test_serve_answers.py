@@ -286,6 +286,14 @@ def test_a_retired_thread_says_so(world: World, tmp_path: Path) -> None:
         assert made.ask("GET", "/health")[0] == 200
 
 
+def test_no_request_needs_another_thread_than_ours(server: Running) -> None:
+    """FastAPI gives dependencies that are not async a thread, which takes time from a step."""
+    before = {thread.ident for thread in threading.enumerate()}
+    assert server.chat("red")[0] == 200
+    new = [thread.name for thread in threading.enumerate() if thread.ident not in before]
+    assert not [name for name in new if "AnyIO" in name]
+
+
 @pytest.mark.parametrize(("streamed", "count"), [(True, 6), (False, 1)])
 def test_the_event_loop_hears_of_tokens_only_where_they_are_streamed(
     streamed: bool, count: int

@@ -243,10 +243,9 @@ class Engine:
         budget = self.limits.prefill_tokens
         budget -= sum(len(row.request.ids) - row.computed for row in self._slots.rows)
         held: list[Row] = []
-        ahead = list(itertools.islice(self._pending, 1, self.limits.max_batch))
         while self._pending and budget > 0 and len(held) < self.limits.max_batch:
             row = self._pending.popleft()
-            if not self._slots.room(row, ahead):
+            if not self._slots.room(row, self._pending):
                 held.append(row)
                 break
             if self._slots.waits(row):

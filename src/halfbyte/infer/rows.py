@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import itertools
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -91,7 +92,7 @@ class Slots:
         """The rows under way, by slot."""
         return [slot.row for slot in self._slots if slot.row is not None]
 
-    def room(self, row: Row, ahead: Sequence[Row] = ()) -> bool:
+    def room(self, row: Row, ahead: Iterable[Row] = ()) -> bool:
         """Make room for one more row; false if it has to wait for others to leave.
 
         `ahead`: rows that will follow, so that memory is taken once for all of them.
@@ -103,6 +104,7 @@ class Slots:
         if len(busy) >= self._max_rows or (len(busy) + 1) * longest > self._max_tokens:
             return False
         # a new shape copies what is held: grow by more than this row needs, if the budget allows
+        ahead = list(itertools.islice(ahead, self._max_rows))
         now, had = self._seats, self._cache.capacity
         more = now if len(busy) < now else 2 * now
         rows = min(max(len(busy) + 1 + len(ahead), more, _FIRST_SEATS), self._max_rows)

@@ -51,7 +51,12 @@ def _service(request: Request) -> Service:
     return service
 
 
-Here = Annotated[Service, Depends(_service)]
+async def _here(request: Request) -> Service:
+    # async, though it waits for nothing: FastAPI gives other dependencies a thread of their own
+    return _service(request)
+
+
+Here = Annotated[Service, Depends(_here)]
 
 
 class ClientGoneError(Exception):
