@@ -29,6 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--at-once", type=int, help="tokens computed at once (default: all)")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int)
@@ -139,7 +140,8 @@ def main() -> None:
     dtype = choose("auto", "cpu").dtype
     words = ["method=qlora", f"model.base={given.base}", f"lora.rank={given.rank}"]
     tokens = given.rows * given.length
-    ready = make_ready(words, given.rows, given.length, tokens)
+    at_once = min(given.at_once or tokens, tokens)
+    ready = make_ready(words, given.rows, given.length, at_once)
     config = ready.model.config.get_text_config()
     products = Products(config, given.rows, given.length, given.rank, dtype)
     kinds = {"halfbyte": ready.step, "bare products": products}
@@ -153,7 +155,8 @@ def main() -> None:
         for name, call in kinds.items():
             times[name].append(call())
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine_words(threads)}")
-    print(f"{given.base}, NF4, rank {given.rank}, {given.rows} × {given.length} tokens, {dtype}")
+    shape = f"{given.rows} × {given.length} tokens, {at_once:,} at once"
+    print(f"{given.base}, NF4, rank {given.rank}, {shape}, {dtype}")
     print("in processor seconds\n" if BY_CPU else "in seconds on the clock\n")
     print_table(times, tokens, products.flops)
 

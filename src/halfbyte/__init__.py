@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from halfbyte.importing import uncollected
+
 __version__ = "0.1.0"
 __all__ = ["__version__", "api"]
 
@@ -15,5 +17,6 @@ __all__ = ["__version__", "api"]
 def __getattr__(name: str) -> Any:
     """`halfbyte.api` on first use: it pulls in torch."""
     if name == "api":
-        return importlib.import_module("halfbyte.api")
+        with uncollected():
+            return importlib.import_module("halfbyte.api")
     raise AttributeError(f"module 'halfbyte' has no attribute {name!r}")

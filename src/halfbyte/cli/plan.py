@@ -12,6 +12,7 @@ from rich.table import Table
 
 from halfbyte.cli.show import console, duration, size
 from halfbyte.cli.training import read_recipe
+from halfbyte.importing import uncollected
 
 if TYPE_CHECKING:
     from halfbyte.api.planning import Plan
@@ -43,7 +44,8 @@ def plan(recipe: tuple[str, ...], card: str | None, calibrate: bool, as_json: bo
     machine. RECIPE and KEY.SUB=VALUE are as for `halfbyte train`.
     """
     resolved = read_recipe(recipe)
-    from halfbyte.api.planning import plan_training
+    with uncollected():
+        from halfbyte.api.planning import plan_training
 
     made = plan_training(resolved, card, timed=calibrate)
     if as_json:

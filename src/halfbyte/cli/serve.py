@@ -11,6 +11,7 @@ import click
 
 from halfbyte.cli.heavy import before_torch
 from halfbyte.errors import MissingError
+from halfbyte.importing import uncollected
 from halfbyte.serve import Keys, Limits, ServeSettings
 from halfbyte.serve.listening import listening
 
@@ -130,8 +131,9 @@ def _serve(settings: ServeSettings) -> None:
         )
     with listening(settings.host, settings.port) as sockets:
         before_torch(shares=True)
-        from halfbyte.serve.server import run
-        from halfbyte.serve.service import open_service
+        with uncollected():
+            from halfbyte.serve.server import run
+            from halfbyte.serve.service import open_service
 
         service = open_service(settings)
         name = service.roster.base.name

@@ -7,9 +7,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
 
 from halfbyte.evaluate.records import Answer, Row
 from halfbyte.evaluate.scores import pools
@@ -29,21 +26,29 @@ class _Words:
 
 @lru_cache(maxsize=1)
 def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # nltk and scipy's statistics: 0.4 s
+
     return RougeScorer(["rougeL"], tokenizer=_Words())
 
 
 @lru_cache(maxsize=1)
 def _bleu() -> Any:
+    from sacrebleu.metrics.bleu import BLEU
+
     return BLEU()
 
 
 @lru_cache(maxsize=1)
 def _sentence_bleu() -> Any:
+    from sacrebleu.metrics.bleu import BLEU
+
     return BLEU(effective_order=True)
 
 
 @lru_cache(maxsize=1)
 def _chrf() -> Any:
+    from sacrebleu.metrics.chrf import CHRF
+
     return CHRF()
 
 

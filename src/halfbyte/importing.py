@@ -1,0 +1,22 @@
+"""Importing torch and what builds on it, faster."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """For the block, leave the garbage collector off: imports make some 500,000 objects that stay,
+    and it would search them again and again.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
