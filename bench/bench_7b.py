@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from machine import machine_words
+from machine import begin_as_train, machine_words
 
 ROW = 512
 SHARD = 2 << 30  # bytes
@@ -110,10 +110,7 @@ def shards(names: list[tuple[str, list[int]]]) -> list[list[tuple[str, list[int]
 
 def train(folder: Path, limit: int, steps: int) -> None:
     """Load, attach, take some steps; print what that took as JSON."""
-    from halfbyte.model.fast import alloc
-
-    alloc.restart()
-    alloc.set_up()
+    begin_as_train()
     from halfbyte import api  # noqa: F401  what `halfbyte train` loads
     from halfbyte.api.arranging import Work, settle, way_of
     from halfbyte.config import load_config

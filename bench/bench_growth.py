@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from machine import machine_words
+from machine import begin_as_train, machine_words
 
 SMALL = "smollm2-135m"
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
@@ -83,10 +83,7 @@ def random_base(folder: Path, layers: int, width: int) -> Path:
 
 def one(point: dict[str, Any], repeats: int) -> None:
     """Take one point here and print its figures as JSON."""
-    from halfbyte.model.fast import alloc
-
-    alloc.restart()
-    alloc.set_up()
+    begin_as_train()
     from steps import make_ready
 
     words = ["method=qlora", f"model.base={point['base']}", f"lora.rank={point['rank']}"]

@@ -67,7 +67,10 @@ def seconds(process: subprocess.Popen[str]) -> float:
     assert stdin is not None
     assert stdout is not None
     print("step", file=stdin, flush=True)
-    return next(float(line) for line in stdout if _is_number(line))
+    for line in stdout:
+        if _is_number(line):
+            return float(line)
+    raise SystemExit(f"a step failed: exit code {process.wait()}, see above")
 
 
 def _is_number(line: str) -> bool:

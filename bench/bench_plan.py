@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from machine import machine_words
+from machine import begin_as_train, machine_words
 from rows import write_rows
 
 COMMON = ("train.max_steps=8", "train.batch_size=8", "data.valid_size=4", "train.tensorboard=false")
@@ -37,10 +37,7 @@ SETTINGS: dict[str, tuple[int | None, tuple[str, ...]]] = {
 
 def train(words: list[str]) -> None:
     """Train here as `halfbyte train` does, and print this process's peak as JSON."""
-    from halfbyte.model.fast import alloc
-
-    alloc.restart()
-    alloc.set_up()
+    begin_as_train()
     from halfbyte import api
     from halfbyte.config import load_config
     from halfbyte.train.step import peak_memory

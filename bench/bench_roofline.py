@@ -1,10 +1,12 @@
 """How far a step is from its bare matrix products, on dense rows (nothing shared, all trained).
 
     python bench/bench_roofline.py --rows 4 --length 256
+    python bench/bench_roofline.py --rows 16 --at-once 4096 --without-plain
 
 In one process, in turn: halfbyte's step, the products alone that such a step cannot do without,
 and the step of plain transformers and PEFT (no checkpointing, no dropout) on the same rows. All in
-the type this machine computes in. Prints medians, minima and ratios.
+the type this machine computes in. Prints medians, minima and ratios, and the peak memory of
+halfbyte's first step, before there is anything else in the process.
 """
 
 from __future__ import annotations
@@ -19,8 +21,7 @@ import torch
 
 from halfbyte.model import bases
 from halfbyte.model.compute import choose
-from halfbyte.model.fast import alloc
-from machine import machine_words
+from machine import begin_as_train, machine_words
 from steps import BY_CPU, clock, dense_rows, make_ready, set_threads
 
 
@@ -134,14 +135,15 @@ def plain_step(base: str, given: argparse.Namespace, dtype: torch.dtype) -> Call
 
 def main() -> None:
     given = arguments()
-    alloc.restart()
-    alloc.set_up()  # before torch takes memory, as `halfbyte train` does
+    begin_as_train()
     threads = set_threads(given.threads)
     dtype = choose("auto", "cpu").dtype
     words = ["method=qlora", f"model.base={given.base}", f"lora.rank={given.rank}"]
     tokens = given.rows * given.length
     at_once = min(given.at_once or tokens, tokens)
     ready = make_ready(words, given.rows, given.length, at_once)
+    ready.step()
+    peak = ready.memory
     config = ready.model.config.get_text_config()
     products = Products(config, given.rows, given.length, given.rank, dtype)
     kinds = {"halfbyte": ready.step, "bare products": products}
@@ -159,6 +161,7 @@ def main() -> None:
     print(f"{given.base}, NF4, rank {given.rank}, {shape}, {dtype}")
     print("in processor seconds\n" if BY_CPU else "in seconds on the clock\n")
     print_table(times, tokens, products.flops)
+    print(f"halfbyte's first step: peak RSS {peak / 1e6:,.0f} MB")
 
 
 def print_table(times: dict[str, list[float]], tokens: int, flops: int) -> None:

@@ -23,7 +23,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from machine import machine_words
+from machine import begin_as_train, machine_words
 from rows import write_rows
 
 COUNTS = (1_000, 10_000, 100_000)
@@ -54,10 +54,7 @@ def prepare_rows(data: Path, cache: Path) -> None:
 
 def train_rows(data: Path, folder: Path) -> None:
     """A few steps of a tiny model with the embedded base's tokenizer; print the peak."""
-    from halfbyte.model.fast import alloc
-
-    alloc.restart()
-    alloc.set_up()
+    begin_as_train()
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from halfbyte import api

@@ -7,7 +7,8 @@ Three adapters with random small weights are made over the embedded model. One c
 first, then eight at once; in the second part two adapters are swapped and one is unloaded again and
 again. Printed: errors, tokens a second of both, their ratio, the server's resident memory before,
 half-way and after, answers that are not those the same adapter gave alone, and what the ratio would
-be if a step were nothing but the base's products.
+be if a step were nothing but the base's products, or the engine's without a server; and how busy
+the machine was before.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ import torch
 from halfbyte.api import open_base
 from halfbyte.api.opening import Opened
 from halfbyte.config import LoraSettings
+from halfbyte.infer import Engine, Request, Sampling
 from halfbyte.infer.decoder import linear_groups
 from halfbyte.infer.products import product_for
 from halfbyte.model.adapters import attach, save
 from halfbyte.run import Receipt, RunFolder
+from machine import begin_as_train
 
 NAMES = ("one", "two", "three")
 QUESTIONS = (
@@ -71,12 +74,16 @@ class Tally:
 def main() -> None:
     """Measure and print."""
     asked = _arguments()
+    begin_as_train()
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    bare = products(1, asked.clients)
+    busy = psutil.cpu_percent(2.0)
+    counts = (1, asked.clients)
+    bare = products(*counts)
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder) / "runs"
         make_runs(runs)
+        steps = engine_steps(runs, *counts)
         with served(runs, asked) as (port, memory):
             load(port, asked, 1, 6, memory)  # warm: adapters, caches, threads
             every = len(NAMES) * len(QUESTIONS)
@@ -84,10 +91,11 @@ def main() -> None:
             before = memory()
             crowd = load(port, asked, asked.clients, asked.requests, memory, swap=True)
             after = memory()
+    print(f"others used {busy:.0f} % of the processors before")
     report(asked, alone, crowd, (before, crowd.middle, after))
-    one, many = (f"{1e3 * seconds:.1f} ms" for seconds in bare)
-    print(f"the base's products alone: one row {one}, {asked.clients} rows {many}")
-    print(f"ratio of rows/s of products alone: {asked.clients * bare[0] / bare[1]:.2f}")
+    for name, (one, many) in (("the base's products", bare), ("a step of the engine", steps)):
+        words = f"one row {1e3 * one:.1f} ms, {asked.clients} rows {1e3 * many:.1f} ms"
+        print(f"{name} alone: {words}; ratio of rows/s {asked.clients * one / many:.2f}")
 
 
 def report(asked: argparse.Namespace, alone: Tally, crowd: Tally, memory: Sequence[float]) -> None:
@@ -122,6 +130,30 @@ def products(*counts: int) -> list[float]:
             taken.append(time.perf_counter() - began)
         medians.append(statistics.median(taken[5:]))
     return medians
+
+
+def engine_steps(runs: Path, *counts: int) -> list[float]:
+    """Seconds of the engine's step of so many rows of the three adapters, for each count: medians
+    of the middle of 48 steps.
+    """
+    opened = open_base("smollm2-135m")
+    engine = Engine(opened.model, opened.tokenizer)
+    for name in NAMES:
+        engine.load(name, RunFolder(runs / name).adapter)
+    prompts = [tuple(opened.tokenizer(question)["input_ids"]) for question in QUESTIONS]
+    sampling = Sampling(max_new_tokens=48, stop_ids=())
+    medians = []
+    for rows in (max(counts), *counts):  # the first one warms up
+        for row in range(rows):
+            ids, name = prompts[row % len(prompts)], NAMES[row % len(NAMES)]
+            engine.submit(Request(ids, sampling, name, streamed=False))
+        taken = []
+        while not engine.idle:
+            began = time.perf_counter()
+            engine.step()
+            taken.append(time.perf_counter() - began)
+        medians.append(statistics.median(taken[4:44]))
+    return medians[1:]
 
 
 def make_runs(runs: Path) -> None:

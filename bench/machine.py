@@ -1,4 +1,4 @@
-"""The machine a figure was taken on, in words."""
+"""The machine a figure was taken on, in words, and a process set up as `halfbyte train`'s is."""
 
 from __future__ import annotations
 
@@ -24,3 +24,11 @@ def machine_words(threads: int) -> str:
         f"{processor} ({capability}, {bf16}), {threads} threads, {memory:.0f} GiB, "
         f"torch {torch.__version__}"
     )
+
+
+def begin_as_train() -> None:
+    """Start this program again with the allocator that `halfbyte train` has."""
+    from halfbyte.model.fast import alloc
+
+    alloc.restart()
+    alloc.set_up()

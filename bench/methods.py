@@ -16,16 +16,15 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
+from machine import begin_as_train
+
 METHODS = ("full", "lora", "qlora")
 HEADER = ("method", "trainable", "share", "weights, MB", "result, MB", "peak RSS, MB", "seconds")
 
 
 def one(method: str, overrides: list[str]) -> None:
     """Train one method here, as `halfbyte train` does, and print its figures as a line of JSON."""
-    from halfbyte.model.fast import alloc
-
-    alloc.restart()
-    alloc.set_up()
+    begin_as_train()
     from halfbyte import api
     from halfbyte.config import load_config
     from halfbyte.config.recipes import find

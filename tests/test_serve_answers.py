@@ -286,6 +286,12 @@ def test_a_retired_thread_says_so(world: World, tmp_path: Path) -> None:
         assert made.ask("GET", "/health")[0] == 200
 
 
+def test_a_server_has_computed_before_it_is_ready(world: World) -> None:
+    """The first steps, in which TorchScript compiles, are nobody's answer."""
+    with running(world.settings()) as made:
+        assert made.service.engine.engine.backend.cache.slots > 0
+
+
 def test_no_request_needs_another_thread_than_ours(server: Running) -> None:
     """FastAPI gives dependencies that are not async a thread, which takes time from a step."""
     before = {thread.ident for thread in threading.enumerate()}

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from halfbyte.cli.show import console, size
+from halfbyte.importing import uncollected
 from halfbyte.model.fast import alloc
 from halfbyte.model.machine import Machine
 
@@ -20,7 +21,8 @@ from halfbyte.model.machine import Machine
 def doctor(as_json: bool) -> None:
     """Say what this machine is, has and can hold."""
     alloc.set_up()  # as `halfbyte train` does, so that what is said holds for it
-    from halfbyte.model.machine import fast_parts, inspect_machine
+    with uncollected():
+        from halfbyte.model.machine import fast_parts, inspect_machine
 
     machine = inspect_machine()
     parts = fast_parts(machine)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from halfbyte.api.opening import Opened, open_any, open_base
-from halfbyte.infer import Engine
+from halfbyte.infer import Engine, Request, Sampling
 from halfbyte.infer import Limits as EngineLimits
 from halfbyte.serve.answering import Envelope, Kind
 from halfbyte.serve.asking import Asker, Asking
@@ -134,6 +134,9 @@ def open_service(settings: ServeSettings) -> Service:
             opened = open_any(settings.model, settings.runs)
         else:
             opened = open_base(settings.model, (f"model.compute={settings.compute}",))
-        return Service(opened, settings, worker)
+        service = Service(opened, settings, worker)
+        # what is made in the first steps, a tenth of a second, is no client's to wait for
+        service.engine.engine.generate([Request((0,), Sampling(max_new_tokens=3, stop_ids=()))])
+        return service
 
     return worker.submit(make).result()
