@@ -21,11 +21,11 @@ from halfbyte.model.machine import Machine
 def doctor(as_json: bool) -> None:
     """Say what this machine is, has and can hold."""
     alloc.set_up()  # as `halfbyte train` does, so that what is said holds for it
-    with uncollected():
-        from halfbyte.model.machine import fast_parts, inspect_machine
+    from halfbyte.model.machine import fast_parts, inspect_machine
 
-    machine = inspect_machine()
-    parts = fast_parts(machine)
+    with uncollected():  # most of what they do is to load
+        machine = inspect_machine()
+        parts = fast_parts(machine)
     if as_json:
         fast = [part._asdict() for part in parts]
         click.echo(json.dumps({**asdict(machine), "fast": fast}, indent=2))
