@@ -79,11 +79,12 @@ def main() -> None:
         torch.set_num_threads(asked.threads)
     busy = psutil.cpu_percent(2.0)
     counts = (1, asked.clients)
-    bare = products(*counts)
+    opened = open_base("smollm2-135m")
+    bare = products(opened, *counts)
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder) / "runs"
-        make_runs(runs)
-        steps = engine_steps(runs, *counts)
+        make_runs(runs, opened)
+        steps = engine_steps(runs, opened, *counts)
         with served(runs, asked) as (port, memory):
             load(port, asked, 1, 6, memory)  # warm: adapters, caches, threads
             every = len(NAMES) * len(QUESTIONS)
@@ -113,9 +114,9 @@ def report(asked: argparse.Namespace, alone: Tally, crowd: Tally, memory: Sequen
 
 
 @torch.inference_mode()
-def products(*counts: int) -> list[float]:
+def products(opened: Opened, *counts: int) -> list[float]:
     """Seconds of the base's products in a step of so many rows, for each count, medians of 20."""
-    model = open_base("smollm2-135m").model
+    model = opened.model
     blocks = [group for layer in model.model.layers for group in linear_groups(layer)]
     groups = [*blocks, [model.lm_head]]
     made = [torch.jit.script(product_for(one, torch.float32, copy=True)) for one in groups]
@@ -132,11 +133,10 @@ def products(*counts: int) -> list[float]:
     return medians
 
 
-def engine_steps(runs: Path, *counts: int) -> list[float]:
+def engine_steps(runs: Path, opened: Opened, *counts: int) -> list[float]:
     """Seconds of the engine's step of so many rows of the three adapters, for each count: medians
     of the middle of 48 steps.
     """
-    opened = open_base("smollm2-135m")
     engine = Engine(opened.model, opened.tokenizer)
     for name in NAMES:
         engine.load(name, RunFolder(runs / name).adapter)
@@ -156,9 +156,8 @@ def engine_steps(runs: Path, *counts: int) -> list[float]:
     return medians[1:]
 
 
-def make_runs(runs: Path) -> None:
+def make_runs(runs: Path, opened: Opened) -> None:
     """Three finished runs over the embedded model, their adapters drawn at random."""
-    opened = open_base("smollm2-135m")
     for seed, name in enumerate(NAMES):
         run = RunFolder.create(runs, name, "method: lora\nmodel:\n  base: smollm2-135m\n")
         receipt(opened, seed).write(run.receipt)

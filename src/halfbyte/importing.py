@@ -12,11 +12,10 @@ def uncollected() -> Iterator[None]:
     """For the block, leave the garbage collector off: imports make some 500,000 objects that stay,
     and it would search them again and again.
     """
-    if not gc.isenabled():
-        yield
-        return
+    was = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was:
+            gc.enable()

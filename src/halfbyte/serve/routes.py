@@ -46,17 +46,13 @@ _STREAM: Final[dict[str, Any]] = {"text/event-stream": {"schema": {"type": "stri
 router = APIRouter(responses=_ERRORS)
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
+    # async, though it waits for nothing: FastAPI gives other dependencies a thread of their own
     service: Service = request.app.state.service
     return service
 
 
-async def _here(request: Request) -> Service:
-    # async, though it waits for nothing: FastAPI gives other dependencies a thread of their own
-    return _service(request)
-
-
-Here = Annotated[Service, Depends(_here)]
+Here = Annotated[Service, Depends(_service)]
 
 
 class ClientGoneError(Exception):
@@ -107,7 +103,7 @@ async def chat(request: Request, service: Here, asked: ChatRequest) -> Any:
     def respond(exchange: Exchange, done: list[Completion]) -> ChatResponse:
         return ChatResponse(choices=chat_choices(done, service.grammars), **_common(exchange, done))
 
-    return await _answer(request, asked, ("chat.completion", ask), respond)
+    return await _answer(request, service, asked, ("chat.completion", ask), respond)
 
 
 @router.post(
@@ -126,7 +122,7 @@ async def complete(request: Request, service: Here, asked: CompletionRequest) ->
             choices=completion_choices(done, exchange.envelope), **_common(exchange, done)
         )
 
-    return await _answer(request, asked, ("text_completion", ask), respond)
+    return await _answer(request, service, asked, ("text_completion", ask), respond)
 
 
 @router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
@@ -152,12 +148,12 @@ def _common(exchange: Exchange, done: list[Completion]) -> dict[str, Any]:
 
 async def _answer(
     request: Request,
+    service: Service,
     asked: Asked,
     how: tuple[Kind, Callable[[Served], Asking]],
     respond: Callable[[Exchange, list[Completion]], T],
 ) -> T | StreamingResponse:
     """The whole answer, or a stream of it; either ends at once when the client leaves."""
-    service = _service(request)
     held = AsyncExitStack()
     async with AsyncExitStack() as first:
         first.push_async_callback(held.aclose)

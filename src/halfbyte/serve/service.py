@@ -42,6 +42,8 @@ class Service:
         limits = settings.limits
         bounds = EngineLimits(max_batch=limits.rows, kept=_KEPT)
         engine = Engine(opened.model, opened.tokenizer, bounds)
+        # what is made in the first steps, a tenth of a second, is no client's to wait for
+        engine.generate([Request((0,), Sampling(max_new_tokens=3, stop_ids=()))])
         self.settings = settings
         self.engine = EngineThread(worker, engine, limits.rows + limits.waiting)
         self.roster = Roster(opened, settings.runs, self.engine, limits.adapters)
@@ -134,9 +136,6 @@ def open_service(settings: ServeSettings) -> Service:
             opened = open_any(settings.model, settings.runs)
         else:
             opened = open_base(settings.model, (f"model.compute={settings.compute}",))
-        service = Service(opened, settings, worker)
-        # what is made in the first steps, a tenth of a second, is no client's to wait for
-        service.engine.engine.generate([Request((0,), Sampling(max_new_tokens=3, stop_ids=()))])
-        return service
+        return Service(opened, settings, worker)
 
     return worker.submit(make).result()

@@ -31,18 +31,11 @@ def _rouge() -> Any:
     return RougeScorer(["rougeL"], tokenizer=_Words())
 
 
-@lru_cache(maxsize=1)
-def _bleu() -> Any:
+@lru_cache(maxsize=2)
+def _bleu(*, effective_order: bool) -> Any:
     from sacrebleu.metrics.bleu import BLEU
 
-    return BLEU()
-
-
-@lru_cache(maxsize=1)
-def _sentence_bleu() -> Any:
-    from sacrebleu.metrics.bleu import BLEU
-
-    return BLEU(effective_order=True)
+    return BLEU(effective_order=effective_order)
 
 
 @lru_cache(maxsize=1)
@@ -68,7 +61,7 @@ def _statistics(metric: Any, answer: Answer, row: Row) -> Sequence[float]:
 
 
 def _bleu_sums(answer: Answer, row: Row) -> Sequence[float]:
-    return _statistics(_bleu(), answer, row)
+    return _statistics(_bleu(effective_order=False), answer, row)
 
 
 def _chrf_sums(answer: Answer, row: Row) -> Sequence[float]:
@@ -95,4 +88,5 @@ def bleu(answer: Answer, row: Row) -> float:
     """BLEU of word orders 1 to 4, 0 to 100; over all rows the corpus score of sacrebleu (13a
     tokens, exponential smoothing), per row its sentence score. For references of four words or
     more. Papineni et al. 2002; Post 2018, arXiv:1804.08771."""
-    return float(_sentence_bleu().sentence_score(answer.text, list(row.references)).score)
+    metric = _bleu(effective_order=True)
+    return float(metric.sentence_score(answer.text, list(row.references)).score)
