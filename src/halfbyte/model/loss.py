@@ -86,7 +86,8 @@ class TokenLoss(nn.Module):
         """Hidden states [N, H] of the places that predict."""
         causal = parts.causal_model(self.model)
         arguments = self._arguments(causal, batch)
-        with buffers.use(self._pool), linear.prepared(self._fast, working_dtype(causal)):
+        kind = (working_dtype(causal), batch.input_ids.device.type)
+        with buffers.use(self._pool), linear.prepared(self._fast, *kind):
             states = causal.base_model(**arguments).last_hidden_state
         _require_seen(arguments.get("layout"))
         return states.flatten(0, 1).index_select(0, batch.predict)

@@ -17,6 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 from halfbyte.model.fast import buffers, flex
 from halfbyte.model.fast.layout import Bundles, Part, Plan
+from halfbyte.model.fast.rotary import Angles
 
 __all__ = ["NAME", "Layout", "attended", "register", "segment_attention", "three_gradients"]
 
@@ -32,6 +33,13 @@ class Layout:
     bundles: Bundles
     mask: BlockMask | None = None
     layers: int = field(default=0)
+    _angles: Angles | None = field(default=None, repr=False)
+
+    def angles_of(self, turns: tuple[torch.Tensor, torch.Tensor], scale: float) -> Angles:
+        """The turns of queries and keys, laid out for all layers that have the same."""
+        if self._angles is None or not self._angles.fits(turns, scale):
+            self._angles = Angles(turns, scale)
+        return self._angles
 
 
 def register() -> None:
@@ -97,12 +105,13 @@ Three = tuple[torch.Tensor, ...]  # contiguous: scaled query [R, T, H, D], key, 
 
 def attended(qkv: Three, pieces: Bundles, pool: buffers.Pool | None) -> torch.Tensor:
     """`segment_attention` of scaled queries, without a graph."""
-    query, key, value = qkv
+    query, key, _ = qkv
     plan = pieces.plan(query.shape[2], key.shape[2])
     answers = _Answers(plan, query, pool)
+    flat = _flat(qkv)
     for part in plan.parts:
-        _, _, p = _probabilities(qkv, part)
-        torch.bmm(p, _picked(value, part.keys, len(p)), out=answers.next(p))
+        _, _, p = _probabilities(flat, part)
+        torch.bmm(p, _picked(flat[2], part.keys, p.shape[0]), out=answers.next(p))
     return answers.laid()
 
 
@@ -110,22 +119,24 @@ def three_gradients(
     qkv: Three, d_output: torch.Tensor, pieces: Bundles, pool: buffers.Pool | None
 ) -> Three:
     """The gradients by `qkv`; `d_output` [R, T, H, D], contiguous, is that by the output."""
-    query, key, value = qkv
+    query, key, _ = qkv
     plan = pieces.plan(query.shape[2], key.shape[2])
     by_queries = _Answers(plan, query, pool)
     by_keys, by_values = (
-        buffers.empty((len(plan.keys), key.shape[-1]), key, pool) for _ in range(2)
+        buffers.empty((plan.keys.shape[0], key.shape[-1]), key, pool) for _ in range(2)
     )
-    first = 0
+    first, flat, d_flat = 0, _flat(qkv), d_output.view(-1, d_output.shape[-1])
     for part in plan.parts:
         # made again rather than kept: at 256 keys they would be a quarter of all activations
-        q, k, p = _probabilities(qkv, part)
-        here = slice(first, first + len(part.keys))
+        q, k, p = _probabilities(flat, part)
+        here = slice(first, first + part.keys.shape[0])
         first = here.stop
-        do = d_output.view(-1, d_output.shape[-1]).index_select(0, part.queries)
-        do = do.index_fill_(0, part.blank, 0).view(q.shape)
+        do = d_flat.index_select(0, part.queries)
+        if part.blank.shape[0]:
+            do.index_fill_(0, part.blank, 0)
+        do = do.view(q.shape)
         torch.bmm(p.mT, do, out=by_values[here].view(k.shape))
-        ds = torch.bmm(do, _picked(value, part.keys, len(p)).mT)
+        ds = torch.bmm(do, _picked(flat[2], part.keys, p.shape[0]).mT)
         ds = torch._softmax_backward_data(ds, p, -1, p.dtype)  # noqa: SLF001  one pass, no copy
         torch.bmm(ds.mT, q, out=by_keys[here].view(k.shape))
         torch.bmm(ds, k, out=by_queries.next(ds))
@@ -143,9 +154,9 @@ class _Answers:
 
     def __init__(self, plan: Plan, query: torch.Tensor, pool: buffers.Pool | None) -> None:
         self._plan, self._query, self._pool, self._stop = plan, query, pool, 0
-        count, width = sum(len(part.queries) for part in plan.parts), query.shape[-1]
+        count, width = sum(part.queries.shape[0] for part in plan.parts), query.shape[-1]
         self._rows = buffers.empty((count + 1, width), query, pool)
-        self._rows[-1] = 0
+        self._rows[-1].zero_()
 
     def next(self, scores: torch.Tensor) -> torch.Tensor:
         """Where the next part's answers go: [B G, n, D] for scores [B G, n, m]."""
@@ -160,21 +171,25 @@ class _Answers:
         return found
 
 
-def _probabilities(qkv: Three, part: Part) -> Three:
+def _flat(qkv: Three) -> Three:
+    """Rows [places * heads, D] of each."""
+    return tuple(one.view(-1, one.shape[-1]) for one in qkv)
+
+
+def _probabilities(flat: Three, part: Part) -> Three:
     """The part's queries [B G, H / G n, D] and keys [B G, m, D], and the attention of the ones to
     the others.
     """
-    query, key, _ = qkv
+    query, key, _ = flat
     members, _, n, last = part.bias.shape
-    k = _picked(key, part.keys, members * key.shape[2])
-    q = _picked(query, part.queries, len(k))
+    k = _picked(key, part.keys, part.pairs)
+    q = _picked(query, part.queries, part.pairs)
     scores = torch.bmm(q, k.mT)
-    scores.view(members, -1, n, scores.shape[-1])[..., -last:] += part.bias
+    scores.view(members, -1, n, scores.shape[-1])[..., -last:].add_(part.bias)
     # of 16-bit scores torch's softmax sums in float32 and rounds once, without a float32 copy
     return q, k, torch.softmax(scores, dim=-1)
 
 
-def _picked(source: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
-    """Rows of [R, T, heads, D] laid flat, as [count, n, D]."""
-    width = source.shape[-1]
-    return source.view(-1, width).index_select(0, rows).view(count, -1, width)
+def _picked(flat: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Rows of [places * heads, D] as [count, n, D]."""
+    return flat.index_select(0, rows).view(count, -1, flat.shape[-1])

@@ -20,13 +20,14 @@ import torch
 
 from halfbyte.model.fast import alloc
 
-__all__ = ["Pool", "empty", "use"]
+__all__ = ["NOTHING", "Pool", "empty", "use"]
 
 _LEAST: Final = 1 << 14  # bytes; smaller ones are no burden to malloc
 _BACK: Final = 4  # blocks before the last one, where the search for a free one begins
 _SLAB: Final = 32 << 20
 
 _users = torch._C._storage_Use_Count  # noqa: SLF001  torch counts nowhere else
+NOTHING: Final = (None, torch.empty(0))
 
 
 class Pool:
@@ -34,6 +35,8 @@ class Pool:
 
     A block serves tensors of one width, of as many places as the longest so far: micro-batches
     differ in places, and one that were served by size would leave blocks that fit no other.
+
+    `latest`: what was made last and may be wanted once more, and by whom (blocks.py).
     """
 
     def __init__(self) -> None:
@@ -41,6 +44,7 @@ class Pool:
         self._last: dict[int, int] = {}  # by the same, the block handed out last
         self._slab: _Slab | None = None
         self._lock = Lock()
+        self.latest: tuple[object, torch.Tensor] = NOTHING
 
     @property
     def held(self) -> int:

@@ -189,8 +189,8 @@ class _RmsNorm(torch.autograd.Function):
         g, both = (buffers.empty(tuple(x.shape), wide, ctx.pool) for _ in range(2))
         torch.mul(dy, weight.to(inverse.dtype), out=g)
         along = torch.mul(g, wide, out=both).sum(dim=-1, keepdim=True)
-        along = along.mul_(inverse.pow(3)).div_(-x.shape[-1])
-        g.mul_(inverse).addcmul_(wide, along)
+        along = along.mul_(inverse).mul_(inverse).mul_(inverse)
+        g.mul_(inverse).addcmul_(wide, along, value=-1 / x.shape[-1])
         return g if wide is x else buffers.empty(tuple(x.shape), x, ctx.pool).copy_(g), dw, None
 
 

@@ -102,13 +102,14 @@ class Part:
     """A bundle for a number of heads: rows of queries laid flat [places * heads, D] and of keys.
 
     `queries` int64 [blocks * H * n] and `keys` int64 [blocks * G * m], heads that share a key head
-    side by side; `blank`, among these queries, are none.
+    side by side; `blank`, among these queries, are none. `pairs`: blocks * G.
     """
 
     queries: torch.Tensor
     keys: torch.Tensor
     blank: torch.Tensor
     bias: torch.Tensor
+    pairs: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,7 +164,7 @@ def _part(bundle: Bundle, heads: int, groups: int) -> Part:
     every = torch.arange(heads, device=block.device)
     blank = (block * heads + every) * bundle.queries.shape[1] + number
     queries, keys = _by_heads(bundle.queries, heads), _by_heads(bundle.keys, groups)
-    return Part(queries, keys, blank.view(-1), bundle.bias)
+    return Part(queries, keys, blank.view(-1), bundle.bias, len(bundle.keys) * groups)
 
 
 def _by_heads(places: torch.Tensor, heads: int) -> torch.Tensor:

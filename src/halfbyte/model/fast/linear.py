@@ -12,12 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
-from peft.tuners.lora import LoraLayer
 from peft.tuners.lora import bnb as peft_bnb
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import nn
@@ -55,46 +53,41 @@ def custom_modules() -> dict[type[nn.Module], type[nn.Module]]:
 class Fast:
     """The forward pass shared by the layers below; whatever it does not cover goes to PEFT's."""
 
-    _ready: Member | None = None  # while `prepared`
+    _ready: tuple[torch.dtype, Member] | None = None  # while `prepared`
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[..., in] to [..., out] with the active adapter, or without one where none is."""
-        if args or kwargs or self.slow_reason(x) is not None:
+        member = None if args or kwargs else self.member(x)
+        if member is None:
             result: torch.Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]  # PEFT's
             return result
-        return lora_linears(x, [self.member()])[0]
+        return lora_linears(x, [member])[0]
 
-    def member(self) -> Member:
-        """What this layer computes now, for `lora_linears`; nothing of it may be slow."""
-        return self._ready or self._member()
+    def member(self, x: torch.Tensor) -> Member | None:
+        """What `lora_linears` computes for this layer and input; None where PEFT's pass has to."""
+        if self._ready is not None and self._ready[0] == x.dtype:
+            return self._ready[1]
+        return self._member(x.dtype, x.device.type)
 
-    def _member(self) -> Member:
+    def _member(self, dtype: torch.dtype, device: str) -> Member | None:
         layer: Any = self  # a PEFT layer, by the classes below
         base = layer.get_base_layer()
-        names = [] if layer.disable_adapters or layer.merged else self._active()
+        if weights.fault(base, dtype) is not None or torch.is_autocast_enabled(device):
+            return None
+        names = [name for name in layer.active_adapters if name in layer.lora_A]
+        if len(names) > 1 or any(name in layer.lora_variant for name in names):
+            return None  # several at once, or one that is more than A and B
+        if layer.merged or layer.disable_adapters:
+            # a merged adapter that is switched off has to be taken out first
+            return None if layer.merged and layer.disable_adapters else Member(base)
         if not names:
             return Member(base)
-        name = names[0]
+        (name,) = names
+        if layer.lora_bias[name]:
+            return None
         rate = getattr(layer.lora_dropout[name], "p", 0.0) if layer.training else 0.0
         pair = (layer.lora_A[name].weight, layer.lora_B[name].weight)
         return Member(base, pair, layer.scaling[name], rate)
-
-    def slow_reason(self, x: torch.Tensor) -> str | None:
-        """Why this input takes PEFT's forward pass; None where it takes ours."""
-        assert isinstance(self, LoraLayer)
-        names = self._active()
-        if len(names) > 1:
-            return "several adapters are active at once"
-        if any(name in self.lora_variant or self.lora_bias[name] for name in names):
-            return "the adapter is more than A and B"
-        if self.disable_adapters and self.merged:
-            return "a merged adapter has to be taken out first"
-        if torch.is_autocast_enabled(x.device.type):
-            return "autocast is on"
-        return weights.fault(self.get_base_layer(), x.dtype)
-
-    def _active(self) -> list[str]:
-        return [name for name in self.active_adapters if name in self.lora_A]  # type: ignore[attr-defined]  # LoraLayer's
 
 
 class FastLinear(Fast, PeftLinear):
@@ -140,21 +133,17 @@ class Member:
 
 
 @contextmanager
-def prepared(layers: Sequence[Fast], dtype: torch.dtype) -> Iterator[None]:
-    """For the block: the factors of small layers cast to `dtype` all at once. One by one, forward
-    and backward, they cost a small model 3 % of a step.
+def prepared(layers: Sequence[Fast], dtype: torch.dtype, device: str) -> Iterator[None]:
+    """For the block: what small layers compute is looked up, and their factors cast to `dtype` all
+    at once. One by one, forward and backward, casts cost a small model 3 % of a step.
 
     Whatever computes a layer again later finds nothing prepared, and makes the same numbers.
     """
-    if dtype == torch.float32:
-        yield  # nothing to cast
-        return
-    small = (layer for layer in layers if weights.small(layer.get_base_layer()))  # type: ignore[attr-defined]  # LoraLayer's
-    members = [(layer, layer._member()) for layer in small]  # noqa: SLF001  its own class's
-    some = [(layer, member) for layer, member in members if member.pair is not None]
-    casts = _cast([member for _, member in some], dtype)
-    for (layer, member), cast in zip(some, casts, strict=True):
-        layer._ready = replace(member, cast=cast)  # noqa: SLF001
+    looked = [(layer, layer._member(dtype, device)) for layer in layers]  # noqa: SLF001  its own class's
+    some = [(layer, member) for layer, member in looked if member and weights.small(member.base)]
+    members = _cast([member for _, member in some], dtype)
+    for (layer, _), member in zip(some, members, strict=True):
+        layer._ready = (dtype, member)  # noqa: SLF001
     try:
         yield
     finally:
@@ -163,18 +152,22 @@ def prepared(layers: Sequence[Fast], dtype: torch.dtype) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _cast(members: Sequence[Member], dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """`Member.factors` of all of them in a few calls, views of one block of memory."""
-    if not members:
-        return []
-    pairs = [member.pair for member in members if member.pair is not None]
-    downs = torch._foreach_mul([a for a, _ in pairs], [one.scale for one in members])  # noqa: SLF001
+def _cast(members: Sequence[Member], dtype: torch.dtype) -> list[Member]:
+    """The members with their `factors` where those are of another type: made in a few calls, views
+    of one block of memory.
+    """
+    pairs = [one.pair for one in members if one.pair is not None]
+    if not pairs or dtype == torch.float32:
+        return list(members)
+    scales = [one.scale for one in members if one.pair is not None]
+    downs = torch._foreach_mul([a for a, _ in pairs], scales)  # noqa: SLF001
     found = [*downs, *(b for _, b in pairs)]
     flat = torch.empty(sum(map(torch.Tensor.numel, found)), dtype=dtype, device=found[0].device)
     parts = flat.split([one.numel() for one in found])
     views = [part.view(one.shape) for part, one in zip(parts, found, strict=True)]
     torch._foreach_copy_(views, found)
-    return list(zip(views[: len(pairs)], views[len(pairs) :], strict=True))
+    casts = zip(views[: len(pairs)], views[len(pairs) :], strict=True)
+    return [one if one.pair is None else replace(one, cast=next(casts)) for one in members]
 
 
 def together(x: torch.Tensor, layers: Sequence[nn.Module]) -> Sequence[torch.Tensor]:
@@ -190,9 +183,10 @@ def _members(x: torch.Tensor, layers: Sequence[nn.Module]) -> list[Member] | Non
     members = []
     for layer in layers:
         if isinstance(layer, Fast):
-            if layer.slow_reason(x) is not None:
+            member = layer.member(x)
+            if member is None:
                 return None
-            members.append(layer.member())
+            members.append(member)
         elif weights.fault(layer, x.dtype) is None and not torch.is_autocast_enabled(x.device.type):
             members.append(Member(layer))
         else:
@@ -239,7 +233,11 @@ class _LoraLinears(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         ctx.group, ctx.pool, ctx.make = group, buffers.current(), None
         rows = x.reshape(-1, x.shape[-1])
-        found = tuple(_product(x, member.base, ctx.pool) for member in group.members)
+        outs = (weights.features(member.base)[1] for member in group.members)
+        found = tuple(buffers.empty((*x.shape[:-1], one), x, ctx.pool) for one in outs)
+        flat = [y.view(rows.shape[0], -1) for y in found]
+        for member, y in zip(group.members, flat, strict=True):
+            _product(rows, member.base, y, ctx.pool)
         if not pairs:
             return found
         ctx.seed = dropout.draw_seed() if group.rate else 0
@@ -247,12 +245,14 @@ class _LoraLinears(torch.autograd.Function):
         downs, ups = group.factors(x.dtype)
         narrow = buffers.empty((rows.shape[0], downs.shape[0]), x, ctx.pool)
         torch.mm(dropped, downs.T, out=narrow)
-        for (_, y), up, few in zip(group.adapted(found), ups, _ranks(pairs), strict=True):
-            y.view(rows.shape[0], -1).addmm_(narrow[:, few], up.T)
+        each = _columns(narrow, pairs)
+        for (_, y), up, few in zip(group.adapted(flat), ups, each, strict=True):
+            y.addmm_(few, up.T)
         sources: tuple[torch.Tensor, ...] = (x,)
         if remake is not None:
             ctx.make, sources = remake.make, remake.tensors
-        ctx.save_for_backward(*pairs, narrow, *sources)
+        ctx.pairs = pairs  # leaves: what is saved for the backward pass is watched, at a price
+        ctx.save_for_backward(narrow, *sources)
         return found
 
     @staticmethod
@@ -270,18 +270,15 @@ class _LoraLinears(torch.autograd.Function):
         return dx, None, None, *by_pairs
 
 
-def _product(x: torch.Tensor, base: Any, pool: buffers.Pool | None) -> torch.Tensor:
-    """x Wᵀ + bias [..., out]."""
-    _, outs = weights.features(base)
-    y = buffers.empty((*x.shape[:-1], outs), x, pool)
-    rows, flat = x.reshape(-1, x.shape[-1]), y.view(-1, outs)
-    for some, weight in weights.slabs(base, x.dtype):
+def _product(rows: torch.Tensor, base: Any, y: torch.Tensor, pool: buffers.Pool | None) -> None:
+    """Write rows Wᵀ + bias [n, out] into y."""
+    for some, weight in weights.slabs(base, rows.dtype, pool):
+        here = y if some is None else y[:, some]
         if base.bias is None:
-            torch.mm(rows, weight.T, out=flat[:, some])
+            torch.mm(rows, weight.T, out=here)
         else:
-            torch.addmm(base.bias[some], rows, weight.T, out=flat[:, some])
+            torch.addmm(base.bias if some is None else base.bias[some], rows, weight.T, out=here)
         del weight  # before the next slab is made
-    return y
 
 
 def _by_input(
@@ -290,12 +287,13 @@ def _by_input(
     """dx + dy W [n, in], in place. One slab of dense weights at a time: of a 7B model a whole one
     is up to 235 MB.
     """
-    for some, weight in weights.slabs(base, dy.dtype):
+    for some, weight in weights.slabs(base, dy.dtype, pool):
+        here = dy if some is None else dy[:, some]
         if dx is None:
             dx = buffers.empty((dy.shape[0], weight.shape[1]), dy, pool)
-            torch.mm(dy[:, some], weight, out=dx)
+            torch.mm(here, weight, out=dx)
         else:
-            dx.addmm_(dy[:, some], weight)
+            dx.addmm_(here, weight)
         del weight  # before the next slab is made
     assert dx is not None
     return dx
@@ -307,27 +305,27 @@ def _by_pairs(
     """The gradients by each A and B; what reaches x through the adapters is added to dx. `adapted`:
     members and the gradients [n, out] by their outputs.
     """
-    needed = ctx.needs_input_grad[3:]
-    saved, count = ctx.saved_tensors, len(needed)
-    pairs, narrow, sources = saved[:count], saved[count], saved[count + 1 :]
-    ranks = _ranks(pairs)
+    pairs, needed = ctx.pairs, ctx.needs_input_grad[3:]
+    narrow, *sources = ctx.saved_tensors
     downs, ups = ctx.group.factors(narrow.dtype)
-    found: list[torch.Tensor | None] = [None] * count
+    found: list[torch.Tensor | None] = [None] * len(pairs)
     back = torch.empty_like(narrow)
-    for place, ((_, dy), up, few) in enumerate(zip(adapted, ups, ranks, strict=True)):
-        torch.mm(dy, up, out=back[:, few])
+    each = zip(adapted, ups, _columns(narrow, pairs), _columns(back, pairs), strict=True)
+    for place, ((_, dy), up, few, back_few) in enumerate(each):
+        torch.mm(dy, up, out=back_few)
         if needed[2 * place + 1]:
             # the narrow product is scaled already
-            by_b = torch.empty_like(pairs[2 * place + 1])
-            found[2 * place + 1] = by_b.copy_(_across(dy, narrow[:, few]))
+            found[2 * place + 1] = by_b = torch.empty_like(pairs[2 * place + 1])
+            _across(dy, few, by_b)
     if any(needed[::2]):
         x = _input(ctx, sources)
         left = back if x.rows is None else (back * x.rows.reshape(-1, 1)).to(back.dtype)
-        by_a = pairs[0].new_empty(downs.shape).copy_(_across(x.middle, left).T)
+        by_a = torch.empty(downs.shape, dtype=pairs[0].dtype, device=downs.device)
+        _across(x.middle, left, by_a.T)
         if x.columns is not None:
             by_a.mul_(x.columns)
-        for place, ((member, _), few) in enumerate(zip(adapted, ranks, strict=True)):
-            found[2 * place] = by_a[few].mul_(member.scale)
+        for place, ((member, _), own) in enumerate(zip(adapted, _rows(by_a, pairs), strict=True)):
+            found[2 * place] = own.mul_(member.scale)
     if dx is not None and ctx.group.rate:
         dx.add_(dropout.apply(torch.mm(back, downs), ctx.group.rate, ctx.seed))
     elif dx is not None:
@@ -335,14 +333,15 @@ def _by_pairs(
     return found
 
 
-def _across(wide: torch.Tensor, narrow: torch.Tensor) -> torch.Tensor:
-    """wideᵀ narrow, [n, width] by [n, r]. In 16 bits its transpose is quicker to make: 220 against
-    324 µs for bf16 [1024, 1536] by [1024, 16], but 720 against 593 in float32 (AVX-512, two
-    threads).
+def _across(wide: torch.Tensor, narrow: torch.Tensor, out: torch.Tensor) -> None:
+    """Write wideᵀ narrow, [n, width] by [n, r], into out. In 16 bits its transpose is quicker to
+    make: 220 against 324 µs for bf16 [1024, 1536] by [1024, 16], but 720 against 593 in float32
+    (AVX-512, two threads).
     """
-    if wide.dtype.itemsize == 2:
-        return torch.mm(narrow.T, wide).T
-    return torch.mm(wide.T, narrow)
+    if wide.dtype == out.dtype:
+        torch.mm(wide.T, narrow, out=out)
+    else:
+        out.copy_(torch.mm(narrow.T, wide).T)
 
 
 def _input(ctx: Any, sources: Sequence[torch.Tensor]) -> Product:
@@ -354,7 +353,11 @@ def _input(ctx: Any, sources: Sequence[torch.Tensor]) -> Product:
     return x._replace(middle=middle)
 
 
-def _ranks(pairs: Sequence[torch.Tensor]) -> list[slice]:
-    """Where each adapter's narrow product stands."""
-    stops = list(accumulate(a.shape[0] for a in pairs[::2]))
-    return [slice(start, stop) for start, stop in pairwise([0, *stops])]
+def _columns(narrow: torch.Tensor, pairs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Each adapter's columns of [n, Σr]."""
+    return (narrow,) if len(pairs) == 2 else narrow.split([a.shape[0] for a in pairs[::2]], dim=1)
+
+
+def _rows(downs: torch.Tensor, pairs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Each adapter's rows of [Σr, in]."""
+    return (downs,) if len(pairs) == 2 else downs.split([a.shape[0] for a in pairs[::2]])

@@ -11,6 +11,7 @@ from torch import nn
 from halfbyte.model.fast import (
     alloc,
     attention,
+    blocks,
     flex,
     fused,
     linear,
@@ -53,6 +54,7 @@ def install(model: nn.Module) -> Route:
     causal = causal_model(model)
     weights.keep_as_quantized(causal)
     weights.unfold(causal)
+    blocks.join(causal)
     fused.replace(causal)
     residual.replace(causal)
     route, _ = route_of(causal)

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from halfbyte.model.fast import buffers
-from halfbyte.model.fast.attention import Layout, Three, attended, three_gradients
+from halfbyte.model.fast.attention import Layout, attended, three_gradients
 from halfbyte.model.fast.layout import Bundles
 from halfbyte.model.fast.linear import together
 from halfbyte.model.fast.mixins import mix_in
+from halfbyte.model.fast.rotary import Angles, turned
 
 __all__ = ["JointAttention", "replace", "rotary_attention"]
 
@@ -54,72 +55,34 @@ class JointAttention:
         layout.layers += 1
         layers = (module.q_proj, module.k_proj, module.v_proj)
         three = together(hidden_states, layers)
-        output = rotary_attention(three, position_embeddings, layout.bundles, module.scaling)
+        angles = layout.angles_of(position_embeddings, module.scaling)
+        output = rotary_attention(three, angles, layout.bundles)
         return module.o_proj(output.flatten(2)), None
 
 
-def rotary_attention(
-    qkv: Sequence[torch.Tensor],
-    turns: tuple[torch.Tensor, torch.Tensor],
-    pieces: Bundles,
-    scale: float,
-) -> torch.Tensor:
-    """Attention [R, T, H, D] of q [R, T, H D] and k, v [R, T, G D].
-
-    `turns`: cosines and sines [R, T, D], as transformers' rotary embeddings give them.
-    """
-    output: torch.Tensor = _RotaryAttention.apply((pieces, scale), *turns, *qkv)
+def rotary_attention(qkv: Sequence[torch.Tensor], angles: Angles, pieces: Bundles) -> torch.Tensor:
+    """Attention [R, T, H, D] of q [R, T, H D] and k, v [R, T, G D]."""
+    output: torch.Tensor = _RotaryAttention.apply(angles, pieces, *qkv)
     return output
 
 
 class _RotaryAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        how: tuple[Bundles, float],
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        *qkv: torch.Tensor,
-    ) -> torch.Tensor:
-        (ctx.pieces, ctx.scale), ctx.pool = how, buffers.current()
-        q, k, v = _heads(qkv, cos)
-        # the turn scales the queries too
-        q = _turned(q, cos * ctx.scale, sin * ctx.scale, ctx.pool)
-        k = _turned(k, cos, sin, ctx.pool)
-        ctx.save_for_backward(q, k, v, cos, sin)
-        return attended((q, k, v), ctx.pieces, ctx.pool)
+    def forward(ctx: Any, angles: Angles, pieces: Bundles, *qkv: torch.Tensor) -> torch.Tensor:
+        ctx.angles, ctx.pieces, ctx.pool = angles, pieces, buffers.current()
+        width = angles.keys[0].shape[-1]
+        q, k, v = (one.unflatten(-1, (-1, width)) for one in qkv)
+        q = turned(q, angles.queries, ctx.pool)
+        k = turned(k, angles.keys, ctx.pool)
+        ctx.save_for_backward(q, k, v)
+        return attended((q, k, v), pieces, ctx.pool)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        *three, cos, sin = ctx.saved_tensors
+        angles, pool = ctx.angles, ctx.pool
         d_output = gradients[0].contiguous()
-        dq, dk, dv = three_gradients(tuple(three), d_output, ctx.pieces, ctx.pool)
-        dq = _turned(dq, cos * ctx.scale, sin * ctx.scale, ctx.pool, back=True)
-        dk = _turned(dk, cos, sin, ctx.pool, back=True)
-        return None, None, None, *(one.flatten(2) for one in (dq, dk, dv))
-
-
-def _heads(qkv: Sequence[torch.Tensor], cos: torch.Tensor) -> Three:
-    """[R, T, heads D] as [R, T, heads, D]."""
-    return tuple(one.unflatten(-1, (-1, cos.shape[-1])) for one in qkv)
-
-
-def _turned(
-    x: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    pool: buffers.Pool | None,
-    *,
-    back: bool = False,
-) -> torch.Tensor:
-    """x [R, T, heads, D] turned by its angles (arXiv:2104.09864), the halves of D being the two
-    coordinates; `back`: by the transposed turn, which is what gradients need.
-    """
-    half, sin = x.shape[-1] // 2, sin.unsqueeze(2)
-    y = torch.mul(x, cos.unsqueeze(2), out=buffers.empty(tuple(x.shape), x, pool))
-    first, second = (1.0, -1.0) if back else (-1.0, 1.0)
-    of_first, of_second = (half, 0) if back else (0, half)
-    y[..., :half].addcmul_(x[..., half:], sin[..., of_first : of_first + half], value=first)
-    y[..., half:].addcmul_(x[..., :half], sin[..., of_second : of_second + half], value=second)
-    return y
+        dq, dk, dv = three_gradients(ctx.saved_tensors, d_output, ctx.pieces, pool)
+        dq = turned(dq, angles.queries, pool, back=True)
+        dk = turned(dk, angles.keys, pool, back=True)
+        return None, None, *(one.flatten(2) for one in (dq, dk, dv))

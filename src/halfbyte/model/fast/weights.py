@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import bitsandbytes as bnb
@@ -10,17 +11,22 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from halfbyte.model.fast import alloc
+from halfbyte.model.fast import alloc, buffers
 
 __all__ = [
+    "PLACE",
     "SMALL",
+    "Place",
     "dense",
     "fault",
     "features",
+    "four_bit",
     "keep_as_quantized",
     "pieces",
+    "place_of",
     "slabs",
     "small",
+    "state_of",
     "unfold",
 ]
 
@@ -33,9 +39,13 @@ SLAB: Final = alloc.MMAP_FROM
 # fixed time for each, counts.
 SMALL: Final = 1 << 20
 
+PLACE: Final = "halfbyte_place"  # the attribute of a layer that stands in a block
+
 
 def fault(layer: nn.Module, dtype: torch.dtype) -> str | None:
     """Why `dense` cannot give this layer's weight for products in `dtype`; None where it can."""
+    if place_of(layer) is not None:
+        return None  # quantized and frozen
     if not isinstance(layer, nn.Linear | Conv1D):
         return f"{type(layer).__name__} is not a linear layer known here"
     weight: Any = layer.weight
@@ -71,23 +81,30 @@ def dense(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     """
     weight: Any = layer.weight
     if isinstance(weight, bnb.nn.Params4bit):
-        state = _state(layer)
-        return _four_bit(weight.data, _constants(state), state).to(dtype)
+        state = state_of(layer)
+        return four_bit(weight.data, _constants(state), state).to(dtype)
     if isinstance(weight, bnb.nn.Int8Params):
         scale = weight.SCB if weight.SCB is not None else layer.state.SCB
         return bnb.functional.int8_vectorwise_dequant(weight.data, scale).to(dtype)
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
-def slabs(layer: Any, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
-    """What `dense` gives, in `pieces` where 4 bits are made dense: the outputs, and their weights
-    [count, in]. One piece at a time is alive if the caller drops it.
+def slabs(
+    layer: Any, dtype: torch.dtype, pool: buffers.Pool | None = None
+) -> Iterator[tuple[slice | None, torch.Tensor]]:
+    """What `dense` gives, in `pieces` where 4 bits are made dense: the outputs, None for all, and
+    their weights [count, in]. One piece at a time is alive if the caller drops it. With a pool, a
+    layer that has a place in a block is made dense with the others of it.
     """
+    place = place_of(layer)
+    if pool is not None and place is not None:
+        yield None, place.dense(dtype, pool)
+        return
     count = _slab_rows(layer, dtype)
     if count is None:
-        yield slice(None), dense(layer, dtype)
+        yield None, dense(layer, dtype)
         return
-    state = _state(layer)
+    state = state_of(layer)
     packed, constants = layer.weight.data.view(-1), _constants(state)
     outs, ins = state.shape
     for start in range(0, outs, count):
@@ -95,13 +112,34 @@ def slabs(layer: Any, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]
         first, last = start * ins, stop * ins
         yield (
             slice(start, stop),
-            _four_bit(
+            four_bit(
                 packed[first // 2 : last // 2],
                 constants[first // state.blocksize : last // state.blocksize],
                 state,
                 (stop - start, ins),
             ).to(dtype),
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """Where a layer's weight [out, in] stands among those of its block (blocks.py)."""
+
+    block: Any
+    weight: nn.Parameter
+    start: int
+    shape: tuple[int, int]
+
+    def dense(self, dtype: torch.dtype, pool: buffers.Pool) -> torch.Tensor:
+        """The weight in `dtype`: a view, to be dropped before another block's is asked for."""
+        flat: torch.Tensor = self.block.dense(dtype, pool)
+        return flat.as_strided(self.shape, (self.shape[1], 1), self.start)
+
+
+def place_of(layer: nn.Module) -> Place | None:
+    """A layer's place in a block; None where it has none, or has got another weight since."""
+    place: Place | None = layer.__dict__.get(PLACE)
+    return place if place is not None and layer.weight is place.weight else None
 
 
 def pieces(size: int) -> int:
@@ -113,13 +151,14 @@ def _slab_rows(layer: Any, dtype: torch.dtype) -> int | None:
     """How many outputs a slab has; None where the weight stays whole."""
     if not isinstance(layer.weight, bnb.nn.Params4bit):
         return None
-    state = _state(layer)
+    state = state_of(layer)
     outs, ins = state.shape
     count = pieces(outs * ins * dtype.itemsize)
     return None if count == 1 or ins % state.blocksize else -(-outs // count)
 
 
-def _state(layer: Any) -> Any:
+def state_of(layer: Any) -> Any:
+    """The quantization state of a 4-bit layer whose weight lies as bitsandbytes quantized it."""
     if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
         _unpack(layer)
     return layer.weight.quant_state
@@ -137,7 +176,7 @@ def _constants(state: Any) -> torch.Tensor:
     return constants.add_(state.offset)
 
 
-def _four_bit(
+def four_bit(
     packed: torch.Tensor,
     constants: torch.Tensor,
     state: Any,
@@ -172,7 +211,7 @@ def unfold(model: nn.Module) -> None:
         quantized = getattr(getattr(layer, "weight", None), "quant_state", None) is not None
         if not quantized or not isinstance(layer, bnb.nn.Linear4bit):
             continue
-        state = _state(layer)
+        state = state_of(layer)
         if state.nested and small(layer):
             state.absmax = _constants(state)
             state.nested, state.state2, state.offset = False, None, None
