@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import bitsandbytes as bnb
 import pytest
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from halfbyte.model.fast import blocks, buffers, weights
 from halfbyte.model.fast.linear import Member, lora_linears
@@ -21,9 +23,12 @@ def quantized(ins: int, outs: int, **settings: Any) -> bnb.nn.Linear4bit:
     return bnb.nn.Linear4bit(ins, outs, compute_dtype=torch.float32, **settings).to("cpu")
 
 
-def decoder(*layers: nn.Module) -> nn.ModuleList:
-    """One decoder layer of these."""
-    return nn.ModuleList([nn.ModuleList(layers)])
+class Decoder(GradientCheckpointingLayer):
+    """A decoder layer of these, as transformers' are."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
 
 
 def slab(layer: Any, pool: buffers.Pool | None) -> torch.Tensor:
@@ -37,7 +42,7 @@ def test_joined_weights_are_the_same_to_the_bit() -> None:
     """With and without a pool; a second call finds nothing left to join."""
     layers = [quantized(*shape) for shape in SHAPES]
     before = [weights.dense(layer, torch.float32) for layer in layers]
-    model, pool = decoder(*layers), buffers.Pool()
+    model, pool = Decoder(*layers), buffers.Pool()
     assert blocks.join(model) == 1
     assert blocks.join(model) == 0
     for layer, dense in zip(layers, before, strict=True):
@@ -51,14 +56,18 @@ def test_a_block_is_made_dense_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its layers take their weights from what is there, until another block is asked for."""
     first = [quantized(*shape) for shape in SHAPES]
     second = [quantized(*shape) for shape in SHAPES]
-    model = nn.ModuleList([nn.ModuleList(first), nn.ModuleList(second)])
+    model = nn.ModuleList([Decoder(*first), Decoder(*second)])
     assert blocks.join(model) == 2
     calls: list[int] = []
-    made = weights.four_bit
+    made: list[Any] = []
+    four_bit = weights.four_bit
 
     def counted(*args: Any) -> torch.Tensor:
+        assert all(one() is None for one in made), "two blocks are dense at once"
         calls.append(args[0].numel())
-        return made(*args)
+        flat = four_bit(*args)
+        made.append(weakref.ref(flat))
+        return flat
 
     monkeypatch.setattr(weights, "four_bit", counted)
     pool = buffers.Pool()
@@ -86,7 +95,7 @@ def test_products_and_gradients_stay_the_same() -> None:
         return [y, *torch.autograd.grad(y.square().sum(), wanted_of)]
 
     alone = found()
-    assert blocks.join(decoder(*layers)) == 1
+    assert blocks.join(Decoder(*layers)) == 1
     assert all(torch.equal(one, other) for one, other in zip(found(), alone, strict=True))
     with buffers.use(buffers.Pool()):
         joined = found()
@@ -97,8 +106,8 @@ def test_only_layers_that_can_are_joined(monkeypatch: pytest.MonkeyPatch) -> Non
     """Not one alone, not of two kinds, and none that is large, doubly quantized, not quantized yet
     or whose rows end within a block of constants.
     """
-    assert blocks.join(decoder(quantized(64, 32))) == 0
-    assert blocks.join(decoder(quantized(64, 32), quantized(64, 32, quant_type="fp4"))) == 0
+    assert blocks.join(Decoder(quantized(64, 32))) == 0
+    assert blocks.join(Decoder(quantized(64, 32), quantized(64, 32, quant_type="fp4"))) == 0
     plain = [quantized(64, 32), quantized(64, 32)]
     monkeypatch.setattr(weights, "SMALL", 64 * 100)
     others = [
@@ -108,7 +117,7 @@ def test_only_layers_that_can_are_joined(monkeypatch: pytest.MonkeyPatch) -> Non
         quantized(96, 32),
         nn.Linear(64, 32),
     ]
-    assert blocks.join(decoder(*plain, *others)) == 1
+    assert blocks.join(Decoder(*plain, *others)) == 1
     assert all(weights.place_of(layer) is not None for layer in plain)
     assert all(weights.place_of(layer) is None for layer in others)
 
@@ -116,7 +125,7 @@ def test_only_layers_that_can_are_joined(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_layer_that_gets_another_weight_leaves_its_block() -> None:
     """As PEFT's merging does; the others stay."""
     layers = [quantized(*shape) for shape in SHAPES]
-    assert blocks.join(decoder(*layers)) == 1
+    assert blocks.join(Decoder(*layers)) == 1
     other = quantized(*SHAPES[0])
     layers[0].weight = other.weight
     pool = buffers.Pool()

@@ -7,15 +7,14 @@ twice. Used one after the other, the weights of a layer lie one after the other 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import gcd
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
 from torch import nn
 
-from halfbyte.model.fast import buffers, weights
+from halfbyte.model.fast import buffers, checkpoint, weights
 
 __all__ = ["Block", "join"]
 
@@ -28,8 +27,8 @@ def join(model: nn.Module) -> int:
     their layers: `weights.unfold` comes first.
     """
     count = 0
-    for layer in _decoder_layers(model):
-        some = [one for one in layer.modules() if _joins(one)]
+    for layer in checkpoint.layers(model):
+        some = [one for one in weights.small_layers(layer) if _joins(one)]
         kinds = {_kind(one) for one in some}
         if len(some) > 1 and len(kinds) == 1:
             Block(some)
@@ -61,34 +60,21 @@ class Block:
 
         One block is dense at a time: a forward and a backward pass go from layer to layer.
         """
-        owner, flat = pool.latest
-        if owner is self and flat.dtype == dtype:
-            return flat
-        pool.latest = buffers.NOTHING  # before the next is made
-        shape = (2 * self._packed.numel() // self._width, self._width)
-        flat = weights.four_bit(self._packed, self._constants, self._state, shape).to(dtype)
-        pool.latest = (self, flat)
-        return flat
+        latest, pool.latest = pool.latest, None
+        if latest is None or latest[0] is not self or latest[1].dtype != dtype:
+            latest = None  # the last block's go before these are made
+            shape = (2 * self._packed.numel() // self._width, self._width)
+            flat = weights.four_bit(self._packed, self._constants, self._state, shape).to(dtype)
+            latest = (self, flat)
+        pool.latest = latest
+        return latest[1]
 
 
-def _decoder_layers(model: nn.Module) -> Iterator[nn.Module]:
-    """The members of the outermost lists of modules."""
-    if isinstance(model, nn.ModuleList):
-        yield from model
-        return
-    for child in model.children():
-        yield from _decoder_layers(child)
-
-
-def _joins(layer: nn.Module) -> bool:
-    weight = getattr(layer, "weight", None)
-    if not isinstance(layer, bnb.nn.Linear4bit) or getattr(weight, "quant_state", None) is None:
-        return False
+def _joins(layer: Any) -> bool:
     state = weights.state_of(layer)
     whole = state.shape[1] % state.blocksize == 0
-    fresh = weights.place_of(layer) is None
     on_cpu = layer.weight.device.type == "cpu"
-    return fresh and on_cpu and whole and not state.nested and weights.small(layer)
+    return whole and on_cpu and not state.nested and weights.place_of(layer) is None
 
 
 def _kind(layer: Any) -> tuple[Any, ...]:

@@ -20,14 +20,13 @@ import torch
 
 from halfbyte.model.fast import alloc
 
-__all__ = ["NOTHING", "Pool", "empty", "use"]
+__all__ = ["Pool", "empty", "use"]
 
 _LEAST: Final = 1 << 14  # bytes; smaller ones are no burden to malloc
 _BACK: Final = 4  # blocks before the last one, where the search for a free one begins
 _SLAB: Final = 32 << 20
 
 _users = torch._C._storage_Use_Count  # noqa: SLF001  torch counts nowhere else
-NOTHING: Final = (None, torch.empty(0))
 
 
 class Pool:
@@ -44,7 +43,7 @@ class Pool:
         self._last: dict[int, int] = {}  # by the same, the block handed out last
         self._slab: _Slab | None = None
         self._lock = Lock()
-        self.latest: tuple[object, torch.Tensor] = NOTHING
+        self.latest: tuple[object, torch.Tensor] | None = None
 
     @property
     def held(self) -> int:

@@ -134,13 +134,14 @@ class Member:
 
 @contextmanager
 def prepared(layers: Sequence[Fast], dtype: torch.dtype, device: str) -> Iterator[None]:
-    """For the block: what small layers compute is looked up, and their factors cast to `dtype` all
-    at once. One by one, forward and backward, casts cost a small model 3 % of a step.
+    """For the block: what the layers compute is looked up once, and the factors of small ones are
+    cast to `dtype` all at once. One by one, forward and backward, that cost a small model 3 % of a
+    step.
 
     Whatever computes a layer again later finds nothing prepared, and makes the same numbers.
     """
     looked = [(layer, layer._member(dtype, device)) for layer in layers]  # noqa: SLF001  its own class's
-    some = [(layer, member) for layer, member in looked if member and weights.small(member.base)]
+    some = [(layer, member) for layer, member in looked if member is not None]
     members = _cast([member for _, member in some], dtype)
     for (layer, _), member in zip(some, members, strict=True):
         layer._ready = (dtype, member)  # noqa: SLF001
@@ -153,21 +154,22 @@ def prepared(layers: Sequence[Fast], dtype: torch.dtype, device: str) -> Iterato
 
 @torch.no_grad()
 def _cast(members: Sequence[Member], dtype: torch.dtype) -> list[Member]:
-    """The members with their `factors` where those are of another type: made in a few calls, views
-    of one block of memory.
+    """The members, small ones with their `factors` if those are of another type: made in a few
+    calls, views of one block of memory.
     """
-    pairs = [one.pair for one in members if one.pair is not None]
+    small = [one for one in members if one.pair is not None and weights.small(one.base)]
+    pairs = [one.pair for one in small if one.pair is not None]
     if not pairs or dtype == torch.float32:
         return list(members)
-    scales = [one.scale for one in members if one.pair is not None]
-    downs = torch._foreach_mul([a for a, _ in pairs], scales)  # noqa: SLF001
+    downs = torch._foreach_mul([a for a, _ in pairs], [one.scale for one in small])  # noqa: SLF001
     found = [*downs, *(b for _, b in pairs)]
     flat = torch.empty(sum(map(torch.Tensor.numel, found)), dtype=dtype, device=found[0].device)
     parts = flat.split([one.numel() for one in found])
     views = [part.view(one.shape) for part, one in zip(parts, found, strict=True)]
     torch._foreach_copy_(views, found)
     casts = zip(views[: len(pairs)], views[len(pairs) :], strict=True)
-    return [one if one.pair is None else replace(one, cast=next(casts)) for one in members]
+    made = {one: replace(one, cast=cast) for one, cast in zip(small, casts, strict=True)}
+    return [made.get(one, one) for one in members]
 
 
 def together(x: torch.Tensor, layers: Sequence[nn.Module]) -> Sequence[torch.Tensor]:
@@ -204,8 +206,7 @@ def lora_linears(x: torch.Tensor, members: Sequence[Member]) -> tuple[torch.Tens
     """
     adapted = [member for member in members if member.pair is not None]
     group = _Group(tuple(members), adapted[0].rate if adapted else 0.0)
-    pairs = [factor for member in adapted for factor in member.pair or ()]
-    found: tuple[torch.Tensor, ...] = _LoraLinears.apply(x, remake_of(x), group, *pairs)
+    found: tuple[torch.Tensor, ...] = _LoraLinears.apply(x, remake_of(x), group, *group.pairs)
     return found
 
 
@@ -213,6 +214,16 @@ def lora_linears(x: torch.Tensor, members: Sequence[Member]) -> tuple[torch.Tens
 class _Group:
     members: tuple[Member, ...]
     rate: float
+
+    @property
+    def pairs(self) -> list[torch.Tensor]:
+        """A and B of each member that has an adapter."""
+        return [factor for member in self.members for factor in member.pair or ()]
+
+    def split(self, narrow: torch.Tensor, dim: int) -> Sequence[torch.Tensor]:
+        """Each adapter's part of a tensor that is Σr long in this dimension."""
+        ranks = [a.shape[0] for a in self.pairs[::2]]
+        return (narrow,) if len(ranks) == 1 else narrow.split(ranks, dim)
 
     def adapted(self, each: Sequence[torch.Tensor]) -> list[tuple[Member, torch.Tensor]]:
         """The members with an adapter, and of `each`, one a member, what is theirs."""
@@ -245,13 +256,13 @@ class _LoraLinears(torch.autograd.Function):
         downs, ups = group.factors(x.dtype)
         narrow = buffers.empty((rows.shape[0], downs.shape[0]), x, ctx.pool)
         torch.mm(dropped, downs.T, out=narrow)
-        each = _columns(narrow, pairs)
-        for (_, y), up, few in zip(group.adapted(flat), ups, each, strict=True):
+        each = zip(group.adapted(flat), ups, group.split(narrow, 1), strict=True)
+        for (_, y), up, few in each:
             y.addmm_(few, up.T)
         sources: tuple[torch.Tensor, ...] = (x,)
         if remake is not None:
             ctx.make, sources = remake.make, remake.tensors
-        ctx.pairs = pairs  # leaves: what is saved for the backward pass is watched, at a price
+        # A and B are in the group: what is saved for the backward pass is watched, at a price
         ctx.save_for_backward(narrow, *sources)
         return found
 
@@ -305,12 +316,12 @@ def _by_pairs(
     """The gradients by each A and B; what reaches x through the adapters is added to dx. `adapted`:
     members and the gradients [n, out] by their outputs.
     """
-    pairs, needed = ctx.pairs, ctx.needs_input_grad[3:]
+    group, needed = ctx.group, ctx.needs_input_grad[3:]
     narrow, *sources = ctx.saved_tensors
-    downs, ups = ctx.group.factors(narrow.dtype)
+    pairs, (downs, ups) = group.pairs, group.factors(narrow.dtype)
     found: list[torch.Tensor | None] = [None] * len(pairs)
     back = torch.empty_like(narrow)
-    each = zip(adapted, ups, _columns(narrow, pairs), _columns(back, pairs), strict=True)
+    each = zip(adapted, ups, group.split(narrow, 1), group.split(back, 1), strict=True)
     for place, ((_, dy), up, few, back_few) in enumerate(each):
         torch.mm(dy, up, out=back_few)
         if needed[2 * place + 1]:
@@ -324,10 +335,10 @@ def _by_pairs(
         _across(x.middle, left, by_a.T)
         if x.columns is not None:
             by_a.mul_(x.columns)
-        for place, ((member, _), own) in enumerate(zip(adapted, _rows(by_a, pairs), strict=True)):
+        for place, ((member, _), own) in enumerate(zip(adapted, group.split(by_a, 0), strict=True)):
             found[2 * place] = own.mul_(member.scale)
-    if dx is not None and ctx.group.rate:
-        dx.add_(dropout.apply(torch.mm(back, downs), ctx.group.rate, ctx.seed))
+    if dx is not None and group.rate:
+        dx.add_(dropout.apply(torch.mm(back, downs), group.rate, ctx.seed))
     elif dx is not None:
         dx.addmm_(back, downs)
     return found
@@ -351,13 +362,3 @@ def _input(ctx: Any, sources: Sequence[torch.Tensor]) -> Product:
     if ctx.group.rate:
         middle = dropout.apply(middle, ctx.group.rate, ctx.seed)
     return x._replace(middle=middle)
-
-
-def _columns(narrow: torch.Tensor, pairs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """Each adapter's columns of [n, Σr]."""
-    return (narrow,) if len(pairs) == 2 else narrow.split([a.shape[0] for a in pairs[::2]], dim=1)
-
-
-def _rows(downs: torch.Tensor, pairs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """Each adapter's rows of [Σr, in]."""
-    return (downs,) if len(pairs) == 2 else downs.split([a.shape[0] for a in pairs[::2]])

@@ -48,8 +48,8 @@ def install(model: nn.Module) -> Route:
     """Set a model up for the fast path as far as it goes, and say how rows are kept apart.
 
     Idempotent. Exchanges norms and MLPs for equal ones that keep less (fused.py), chooses the
-    attention implementation, keeps bitsandbytes from repacking weights, and makes the constants of
-    small quantized layers whole.
+    attention implementation and keeps bitsandbytes from repacking weights. Of small quantized
+    layers it makes the constants whole and lays the weights of one decoder layer side by side.
     """
     causal = causal_model(model)
     weights.keep_as_quantized(causal)

@@ -26,6 +26,7 @@ __all__ = [
     "place_of",
     "slabs",
     "small",
+    "small_layers",
     "state_of",
     "unfold",
 ]
@@ -202,17 +203,22 @@ def keep_as_quantized(model: nn.Module) -> None:
             layer.support_avx512bf16_for_cpu = False
 
 
+def small_layers(model: nn.Module) -> Iterator[Any]:
+    """The `small` layers that are quantized to 4 bits."""
+    for layer in model.modules():
+        quantized = getattr(getattr(layer, "weight", None), "quant_state", None) is not None
+        if quantized and isinstance(layer, bnb.nn.Linear4bit) and small(layer):
+            yield layer
+
+
 @torch.no_grad()
 def unfold(model: nn.Module) -> None:
     """Make the doubly quantized constants of small 4-bit layers float32 for good: 3 bytes more for
     64 weights, and the same numbers.
     """
-    for layer in model.modules():
-        quantized = getattr(getattr(layer, "weight", None), "quant_state", None) is not None
-        if not quantized or not isinstance(layer, bnb.nn.Linear4bit):
-            continue
+    for layer in small_layers(model):
         state = state_of(layer)
-        if state.nested and small(layer):
+        if state.nested:
             state.absmax = _constants(state)
             state.nested, state.state2, state.offset = False, None, None
 
