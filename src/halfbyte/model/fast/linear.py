@@ -205,20 +205,19 @@ def lora_linears(x: torch.Tensor, members: Sequence[Member]) -> tuple[torch.Tens
     is the same x that they drop.
     """
     adapted = [member for member in members if member.pair is not None]
-    group = _Group(tuple(members), adapted[0].rate if adapted else 0.0)
-    found: tuple[torch.Tensor, ...] = _LoraLinears.apply(x, remake_of(x), group, *group.pairs)
+    pairs = tuple(factor for member in adapted for factor in member.pair or ())
+    group = _Group(tuple(members), adapted[0].rate if adapted else 0.0, pairs)
+    found: tuple[torch.Tensor, ...] = _LoraLinears.apply(x, remake_of(x), group, *pairs)
     return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Group:
+    """`pairs`: A and B of each member that has an adapter."""
+
     members: tuple[Member, ...]
     rate: float
-
-    @property
-    def pairs(self) -> list[torch.Tensor]:
-        """A and B of each member that has an adapter."""
-        return [factor for member in self.members for factor in member.pair or ()]
+    pairs: tuple[torch.Tensor, ...]
 
     def split(self, narrow: torch.Tensor, dim: int) -> Sequence[torch.Tensor]:
         """Each adapter's part of a tensor that is Σr long in this dimension."""
