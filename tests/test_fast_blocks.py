@@ -52,6 +52,16 @@ def test_joined_weights_are_the_same_to_the_bit() -> None:
         assert torch.equal(slab(layer, pool), dense)
 
 
+def test_memory_that_joined_weights_leave_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for all layers, and only where there was something to join."""
+    trimmed: list[bool] = []
+    monkeypatch.setattr(blocks.alloc, "trim", lambda: trimmed.append(True))
+    model = nn.ModuleList([Decoder(*(quantized(*shape) for shape in SHAPES)) for _ in range(2)])
+    blocks.join(model)
+    blocks.join(model)
+    assert len(trimmed) == 1
+
+
 def test_a_block_is_made_dense_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its layers take their weights from what is there, until another block is asked for."""
     first = [quantized(*shape) for shape in SHAPES]

@@ -130,6 +130,13 @@ def test_weights_in_a_narrower_compute_type_are_counted(shape: Shape) -> None:
     assert narrow.activations == wide.activations // 2 + copies
 
 
+def test_small_layers_of_4_bits_are_dense_together_on_a_cpu(shape: Shape) -> None:
+    """All of a decoder layer; on a card only the largest."""
+    cpu, card = (memory(shape, replace(QLORA, cuda=cuda), Load(64, 1, 64)) for cuda in (False, True))
+    together = shape.linear_weights // shape.blocks
+    assert cpu.working - card.working == 4 * (together - shape.widest)
+
+
 def test_a_cpu_that_computes_in_bf16_holds_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN's; float32 products have none."""
     monkeypatch.setattr(arranging.psutil.Process, "memory_info", lambda _: SimpleNamespace(rss=7))

@@ -185,19 +185,26 @@ def _logits(shape: Shape, way: Way, load: Load) -> int:
 
 def _working(shape: Shape, way: Way, load: Load, recomputed: int) -> int:
     """The widest moment of a layer's backward pass: the MLP's gate, up, their gradients, and
-    scores of attention for one bundle of queries; and a dense weight where it is held quantized
-    (in 4 bits: a slab of it)."""
+    scores of attention for one bundle of queries; and dense weights where they are held
+    quantized."""
     mlp = 6 * shape.inner * load.tokens
     piece = min(QUERIES, load.longest) * load.longest
     # scores, probabilities and the gradients by both
     scores = 4 * shape.heads * max(piece, min(BUNDLE, load.tokens * load.longest))
     if shape.route == "mask":
         scores = 2 * shape.heads * load.tokens**2 if not way.cuda else 0
-    dense = shape.widest if way.quantization else 0
-    if way.quantization in ("nf4", "fp4"):
-        dense //= pieces(way.compute * dense)
     again = 2 * shape.inner * load.tokens if recomputed else 0
-    return way.compute * (max(mlp, scores) + again + dense)
+    return way.compute * (max(mlp, scores) + again + _dense(shape, way))
+
+
+def _dense(shape: Shape, way: Way) -> int:
+    """Quantized weights that are dense at once: the largest layer's; of 4 bits a slab of it, or, on
+    a CPU, the small ones of one decoder layer (`fast.blocks`)."""
+    if way.quantization not in ("nf4", "fp4"):
+        return shape.widest if way.quantization else 0
+    small = sum(one.weights for one in shape.linear if one.weights < SMALL)
+    together = 0 if way.cuda else small // max(1, shape.blocks)
+    return max(shape.widest // pieces(way.compute * shape.widest), together)
 
 
 def _scattered(whole: Memory, way: Way) -> int:
