@@ -1,7 +1,7 @@
 """halfbyte against TRL and LLaMA-Factory on the same rows, in turn: speed, memory, held-out loss.
 
-    python bench/bench_peers.py ../shared/data/gsm8k_train.jsonl --rows 32 --repeats 3 \\
-        --trl peers-trl/bin/python --llamafactory peers-lf/bin/python
+    python bench/bench_peers.py --trl peers-trl/bin/python --llamafactory peers-lf/bin/python
+    python bench/bench_peers.py ../shared/data/gsm8k_train.jsonl --rows 64 ...
 
 Each training is a process of its own in its own environment (bench/peers/README.md says what is
 the same for all and what is not). `--run` chooses: TOOL:VARIANT, or TOOL:VARIANT:ROWS where fewer
@@ -42,6 +42,7 @@ RUNS = (
     "ours:defaults", "ours:lean", "llamafactory:defaults", "llamafactory:fp32", "llamafactory:best",
     "trl:defaults", "trl:fp32", "trl:best",
 )  # fmt: skip
+BUILTIN = "builtin:tutor"
 HEADER = (
     "tool", "settings", "runs", "rows", "steps", "seconds", "real tokens/s", "rows/s",
     "halfbyte is faster", "peak RSS, MB", "of theirs halfbyte takes", "held-out loss",
@@ -80,7 +81,8 @@ class Entry:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="JSONL: instruction/response or prompt/completion")
+    told = f"JSONL: instruction/response or prompt/completion (default: {BUILTIN})"
+    parser.add_argument("data", type=Path, nargs="?", help=told)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--held-out", type=int, default=64, help="rows after those, to score on")
     parser.add_argument("--repeats", type=int, default=3)
@@ -88,8 +90,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--run", nargs="+", default=RUNS, metavar="TOOL:VARIANT[:ROWS]")
     parser.add_argument("--best-dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--trl", default=os.environ.get("BENCH_TRL"))
-    parser.add_argument("--llamafactory", default=os.environ.get("BENCH_LLAMAFACTORY"))
+    # absolute: they are started in another folder
+    path = os.path.abspath
+    parser.add_argument("--trl", default=os.environ.get("BENCH_TRL"), type=path)
+    parser.add_argument("--llamafactory", default=os.environ.get("BENCH_LLAMAFACTORY"), type=path)
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one training")
     parser.add_argument("--json", type=Path, help="add what is measured to this file")
     return parser.parse_args()
@@ -104,6 +108,16 @@ def chat(row: dict[str, str]) -> dict[str, Any]:
         asked, answered = row["prompt"], row["completion"]
     turns = (("user", asked), ("assistant", answered))
     return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+
+def chats(data: Path | None) -> list[dict[str, Any]]:
+    """The rows of a file, or those built in, as chats."""
+    if data is not None:
+        return [chat(json.loads(line)) for line in data.read_text(encoding="utf-8").splitlines()]
+    from halfbyte.data.builtin import load_builtin
+
+    pairs = ([one.content for one in row.messages] for row in load_builtin(BUILTIN.split(":")[1]))
+    return [chat({"instruction": asked, "response": told}) for asked, told in pairs]
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -127,8 +141,7 @@ def prepare(given: argparse.Namespace, folder: Path) -> tuple[list[Entry], dict[
     from halfbyte.model import bases
 
     base = str(bases.resolve(given.base).folder)
-    lines = given.data.read_text(encoding="utf-8").splitlines()
-    rows = [chat(json.loads(line)) for line in lines[: given.rows + given.held_out]]
+    rows = chats(given.data)[: given.rows + given.held_out]
     held = write_rows(folder / "held_out.jsonl", rows[given.rows :])
     found, jobs = [], {}
     for words in given.run:
@@ -277,7 +290,6 @@ def print_table(found: list[Entry]) -> None:
 
 def main() -> None:
     given = arguments()
-    given.data = given.data.resolve()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         found, jobs = prepare(given, folder)
@@ -294,9 +306,8 @@ def main() -> None:
             print(error, file=sys.stderr, flush=True)
     every = remembered(given.json, [entry for entry in found if entry.seconds])
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine_words(given.threads)}")
-    print(
-        f"{given.data.name}, {given.rows} rows, {jobs[given.rows].tokens:,} real tokens, ", end=""
-    )
+    name = BUILTIN if given.data is None else given.data.name
+    print(f"{name}, {given.rows} rows, {jobs[given.rows].tokens:,} real tokens, ", end="")
     print(f"{given.held_out} held out; medians (extremes) of runs in turn\n")
     print_table(every)
 

@@ -1,12 +1,15 @@
 """`make bench`: every figure that needs nothing but halfbyte itself, one script after the other.
 
+Where BENCH_TRL or BENCH_LLAMAFACTORY names a peer's Python (bench/peers/README.md), the comparison
+with it too.
+
 Not among them: `bench_export.py`, which needs a trained adapter, and a llama.cpp to ask;
-`bench_peers.py`, which needs the peers (bench/peers/README.md); `bench_7b.py`, which needs 15 GB
-of disk.
+`bench_7b.py`, which needs 15 GB of disk; `bench_pair.py`, which needs another checkout.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,12 +28,16 @@ SCRIPTS = (
     ("bench_serve.py",),
     ("kill_saves.py", "300"),
 )
+PEERS = ("BENCH_TRL", "BENCH_LLAMAFACTORY")
 
 
 def main() -> int:
     """Run them all; the exit code is that of the worst."""
     worst = 0
-    for script, *arguments in SCRIPTS:
+    peers = [name for name in PEERS if os.environ.get(name)]
+    if not peers:
+        print(f"bench_peers.py is left out: neither {' nor '.join(PEERS)} is set")
+    for script, *arguments in SCRIPTS + ((("bench_peers.py",),) if peers else ()):
         print(f"\n== {script} {' '.join(arguments)}", flush=True)
         done = subprocess.run([sys.executable, str(HERE / script), *arguments], check=False)
         worst = max(worst, done.returncode)

@@ -132,7 +132,8 @@ def test_weights_in_a_narrower_compute_type_are_counted(shape: Shape) -> None:
 
 def test_small_layers_of_4_bits_are_dense_together_on_a_cpu(shape: Shape) -> None:
     """All of a decoder layer; on a card only the largest."""
-    cpu, card = (memory(shape, replace(QLORA, cuda=cuda), Load(64, 1, 64)) for cuda in (False, True))
+    ways = (replace(QLORA, cuda=cuda) for cuda in (False, True))
+    cpu, card = (memory(shape, way, Load(64, 1, 64)) for way in ways)
     together = shape.linear_weights // shape.blocks
     assert cpu.working - card.working == 4 * (together - shape.widest)
 

@@ -133,13 +133,15 @@ class WordIds:
         found = [[*map(pieces.__getitem__, split)] for split in cut]
         odd = self._learn(pieces.take_new())
         ids: list[bytes] = []
-        for text, split, known in zip(texts, cut, found, strict=True):
+        for text, split, parts in zip(texts, cut, found, strict=True):
             if odd and not odd.isdisjoint(split):
                 ids.append(self._with_odd(text, odd))
             else:
-                ids.append(
-                    b"".join([each or pieces[p] for each, p in zip(known, split, strict=True)])
-                )
+                place = -1
+                for _ in range(parts.count(b"")):  # pieces that were new
+                    place = parts.index(b"", place + 1)
+                    parts[place] = pieces[split[place]]
+                ids.append(b"".join(parts))
         self._forget()
         return ids
 
