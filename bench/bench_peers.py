@@ -26,6 +26,7 @@ import tempfile
 import threading
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ RUNS = (
     "ours:defaults", "ours:lean", "llamafactory:defaults", "llamafactory:fp32", "llamafactory:best",
     "trl:defaults", "trl:fp32", "trl:best",
 )  # fmt: skip
-BUILTIN = "builtin:tutor"
+BUILTIN = "tutor"
 HEADER = (
     "tool", "settings", "runs", "rows", "steps", "seconds", "real tokens/s", "rows/s",
     "halfbyte is faster", "peak RSS, MB", "of theirs halfbyte takes", "held-out loss",
@@ -81,7 +82,7 @@ class Entry:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    told = f"JSONL: instruction/response or prompt/completion (default: {BUILTIN})"
+    told = f"JSONL: instruction/response or prompt/completion (default: builtin:{BUILTIN})"
     parser.add_argument("data", type=Path, nargs="?", help=told)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--held-out", type=int, default=64, help="rows after those, to score on")
@@ -90,10 +91,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--run", nargs="+", default=RUNS, metavar="TOOL:VARIANT[:ROWS]")
     parser.add_argument("--best-dtype", default="float32", choices=("float32", "bfloat16"))
-    # absolute: they are started in another folder
-    path = os.path.abspath
-    parser.add_argument("--trl", default=os.environ.get("BENCH_TRL"), type=path)
-    parser.add_argument("--llamafactory", default=os.environ.get("BENCH_LLAMAFACTORY"), type=path)
+    parser.add_argument("--trl", default=os.environ.get("BENCH_TRL"))
+    parser.add_argument("--llamafactory", default=os.environ.get("BENCH_LLAMAFACTORY"))
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one training")
     parser.add_argument("--json", type=Path, help="add what is measured to this file")
     return parser.parse_args()
@@ -110,14 +109,18 @@ def chat(row: dict[str, str]) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": text} for role, text in turns]}
 
 
-def chats(data: Path | None) -> list[dict[str, Any]]:
-    """The rows of a file, or those built in, as chats."""
+def chats(data: Path | None, count: int) -> list[dict[str, Any]]:
+    """The first rows of a file, or of those built in, as chats."""
     if data is not None:
-        return [chat(json.loads(line)) for line in data.read_text(encoding="utf-8").splitlines()]
+        lines = data.read_text(encoding="utf-8").splitlines()
+        return [chat(json.loads(line)) for line in lines[:count]]
     from halfbyte.data.builtin import load_builtin
 
-    pairs = ([one.content for one in row.messages] for row in load_builtin(BUILTIN.split(":")[1]))
-    return [chat({"instruction": asked, "response": told}) for asked, told in pairs]
+    conversations = (row.messages for row in islice(load_builtin(BUILTIN), count))
+    return [
+        {"messages": [{"role": turn.role, "content": turn.content} for turn in turns]}
+        for turns in conversations
+    ]
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -141,7 +144,7 @@ def prepare(given: argparse.Namespace, folder: Path) -> tuple[list[Entry], dict[
     from halfbyte.model import bases
 
     base = str(bases.resolve(given.base).folder)
-    rows = chats(given.data)[: given.rows + given.held_out]
+    rows = chats(given.data, given.rows + given.held_out)
     held = write_rows(folder / "held_out.jsonl", rows[given.rows :])
     found, jobs = [], {}
     for words in given.run:
@@ -187,7 +190,7 @@ def run_child(command: list[str], threads: int, timeout: float) -> tuple[dict[st
     environment = {**os.environ, **calm, "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
-            command, env=environment, cwd=PEERS, stdout=subprocess.PIPE, stderr=errors, text=True
+            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
         )
         peak = Peak(child.pid)
         peak.start()
@@ -306,7 +309,7 @@ def main() -> None:
             print(error, file=sys.stderr, flush=True)
     every = remembered(given.json, [entry for entry in found if entry.seconds])
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine_words(given.threads)}")
-    name = BUILTIN if given.data is None else given.data.name
+    name = f"builtin:{BUILTIN}" if given.data is None else given.data.name
     print(f"{name}, {given.rows} rows, {jobs[given.rows].tokens:,} real tokens, ", end="")
     print(f"{given.held_out} held out; medians (extremes) of runs in turn\n")
     print_table(every)

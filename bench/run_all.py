@@ -1,7 +1,7 @@
 """`make bench`: every figure that needs nothing but halfbyte itself, one script after the other.
 
-Where BENCH_TRL or BENCH_LLAMAFACTORY names a peer's Python (bench/peers/README.md), the comparison
-with it too.
+The last one compares with the peers whose Python BENCH_TRL and BENCH_LLAMAFACTORY name
+(bench/peers/README.md).
 
 Not among them: `bench_export.py`, which needs a trained adapter, and a llama.cpp to ask;
 `bench_7b.py`, which needs 15 GB of disk; `bench_pair.py`, which needs another checkout.
@@ -9,7 +9,6 @@ Not among them: `bench_export.py`, which needs a trained adapter, and a llama.cp
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,17 +26,14 @@ SCRIPTS = (
     ("bench_rows.py",),
     ("bench_serve.py",),
     ("kill_saves.py", "300"),
+    ("bench_peers.py",),
 )
-PEERS = ("BENCH_TRL", "BENCH_LLAMAFACTORY")
 
 
 def main() -> int:
     """Run them all; the exit code is that of the worst."""
     worst = 0
-    peers = [name for name in PEERS if os.environ.get(name)]
-    if not peers:
-        print(f"bench_peers.py is left out: neither {' nor '.join(PEERS)} is set")
-    for script, *arguments in SCRIPTS + ((("bench_peers.py",),) if peers else ()):
+    for script, *arguments in SCRIPTS:
         print(f"\n== {script} {' '.join(arguments)}", flush=True)
         done = subprocess.run([sys.executable, str(HERE / script), *arguments], check=False)
         worst = max(worst, done.returncode)

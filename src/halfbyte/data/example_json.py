@@ -29,7 +29,7 @@ def dump_example(example: Example) -> bytes:
 
 def load_example(line: bytes) -> Example:
     """The inverse of `dump_example`."""
-    row, _ = _DECODER.raw_decode(line.decode())  # a line of its own writer, no more
+    row = _DECODER.decode(line.decode())
     return Example(
         messages=tuple(
             Message(message["role"], message["content"], message.get("weight", 1))
