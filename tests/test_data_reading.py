@@ -180,6 +180,13 @@ def test_stored_examples_come_back(example: Example) -> None:
     assert dict(again.extra) == dict(example.extra)
 
 
+def test_a_stored_line_with_something_behind_it_is_refused() -> None:
+    """Two lines that ran together are no row."""
+    line = dump_example(Example(text="a"))
+    with pytest.raises(ValueError, match="Extra data"):
+        load_example(line + line)
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
 @pytest.mark.parametrize("form", ["messages", "sharegpt", "instruction", "completion"])
 def test_every_file_type_holds_every_format(
