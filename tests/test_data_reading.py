@@ -227,6 +227,7 @@ LINE_FAULTS: dict[str, tuple[bytes, str, str]] = {
     "single quotes": (b"{'instruction': 'Q'}", ":2: column 2", "double quotes"),
     "NaN": (b'{"instruction": "NaN", "response": NaN}', ":2: column 36", "null"),
     "infinity": (b'{"instruction": "Q", "response": -Infinity}', ":2: column 34", "null"),
+    "digits": (b'{"response": "A", "n": -' + b"7" * 4_301 + b"}", ":2: column 24", "quotes"),
     "latin-1": (b'{"instruction": "caf\xe9", "response": "A"}', ":2: column 21", "iconv -f latin1"),
     "cut line": (b'{"instruction": "Q", "resp', ":2: column 22", "close the quote"),
     "cut after a comma": (b'{"instruction": "Q",', ":2: column 21", "too early"),
@@ -263,6 +264,44 @@ def test_harmless_oddities_are_read(tmp_path: Path) -> None:
         "A",
         "A;\nB",
     ]
+
+
+ODD_VALUES = [10**4_000, 1e400, float("nan"), "\ud800", "\x7f\x00"]
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(ODD_VALUES),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(st.dictionaries(st.text(), VALUES))
+def test_lines_are_read_as_python_reads_them(
+    tmp_path_factory: pytest.TempPathFactory, value: dict[str, Any]
+) -> None:
+    """The quicker parser gives what Python's does, and what only that takes is left to it."""
+    text = json.dumps(value)
+    path = tmp_path_factory.getbasetemp() / "line.jsonl"
+    path.write_text(text)
+    (row,) = read_file(path)
+    if isinstance(row.value, Fault):
+        assert "NaN" in text or "Infinity" in text
+    else:
+        assert repr(row.value) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize("depth", [150, 500])
+def test_a_deeply_nested_row_is_read_and_stored(tmp_path: Path, depth: int) -> None:
+    """Beyond the quicker parser's depth, Python's own reads it."""
+    nest = "[" * depth + "]" * depth
+    line = f'{{"instruction": "Q", "response": "A", "nest": {nest}}}'
+    (example,) = examples_of(written(tmp_path, line))
+    assert repr(example.extra["nest"]) == nest
+    assert load_example(dump_example(example)) == example
 
 
 @pytest.mark.parametrize("name", ["e.jsonl", "e.json", "e.csv"])

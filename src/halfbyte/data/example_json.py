@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from pydantic_core import from_json, to_json
+
 from halfbyte.data.records import Example, Message
 
 _DECODER: Final = json.JSONDecoder()
@@ -22,14 +24,18 @@ def dump_example(example: Example) -> bytes:
         row["context"] = example.context
     if example.facts:
         row["facts"] = example.facts
-    if example.extra:
-        row["extra"] = dict(example.extra)
+    if not example.extra:
+        return to_json(row)
+    row["extra"] = dict(example.extra)  # dates and whatever else a Parquet file may hold
     return _ENCODER.encode(row).encode()
 
 
 def load_example(line: bytes) -> Example:
     """The inverse of `dump_example`."""
-    row = _DECODER.decode(line.decode())
+    try:
+        row = from_json(line)
+    except ValueError:  # rows nested more deeply than it takes, or no row at all
+        row = _DECODER.decode(line.decode())
     return Example(
         messages=tuple(
             Message(message["role"], message["content"], message.get("weight", 1))

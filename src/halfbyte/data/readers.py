@@ -14,6 +14,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NoReturn
 
+from pydantic_core import from_json
+
 from halfbyte.data.faults import Fault
 from halfbyte.errors import DataError
 
@@ -54,15 +56,26 @@ def read_file(path: Path) -> Iterator[Raw]:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
+class _OddError(ValueError):
+    """What Python's decoder would take, or fail on, and is not for a row."""
+
+
+class _NotFiniteError(_OddError):
+    pass
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise _NotFiniteError(name)
 
 
-class _NotFiniteError(ValueError):
-    pass
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:  # Python's limit, 4,300 digits
+        raise _OddError(text) from None
 
 
-_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_whole_number)
 
 
 def _read_lines(path: Path) -> Iterator[Raw]:
@@ -103,6 +116,15 @@ def _too_long(length: int) -> Fault:
 
 
 def _parse_line(line: bytes) -> tuple[Mapping[str, Any] | Fault | None, str]:
+    """A row, or what is wrong with it and its text; None for an empty line."""
+    try:
+        value = from_json(line, allow_inf_nan=False)
+    except ValueError:  # of what it refuses, Python's own takes some, and says of the rest where
+        return _parse_again(line)
+    return (value, "") if isinstance(value, dict) else _parse_again(line)
+
+
+def _parse_again(line: bytes) -> tuple[Mapping[str, Any] | Fault | None, str]:
     try:
         text = line.decode().strip()
     except UnicodeDecodeError as error:
@@ -113,7 +135,7 @@ def _parse_line(line: bytes) -> tuple[Mapping[str, Any] | Fault | None, str]:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         return json_fault(text, error.pos, error.msg), text
-    except (_NotFiniteError, RecursionError) as error:
+    except (_OddError, RecursionError) as error:
         return _odd_fault(text, error), text
     if not isinstance(value, dict):
         return Fault(
@@ -136,9 +158,13 @@ def _not_utf8(line: bytes, start: int) -> Fault:
     )
 
 
-def _odd_fault(text: str, error: ValueError | RecursionError) -> Fault:
+def _odd_fault(text: str, error: _OddError | RecursionError) -> Fault:
     if isinstance(error, RecursionError):
         return Fault("nested too deeply", "column 1: lists or objects nested too deeply", "flatten")
+    if not isinstance(error, _NotFiniteError):
+        digits, column = str(error), text.find(str(error)) + 1
+        detail = f"column {column}: a number of {len(digits.lstrip('-')):,} digits"
+        return Fault("number too long", detail, "put it in double quotes")
     found = [match for match in _NOT_FINITE.finditer(text) if match.group(1)]
     column = found[0].start() + 1 if found else 1
     return Fault("not JSON", f"column {column}: {error} is not JSON", "write null, or a text")
@@ -250,7 +276,7 @@ class _Elements:
             except json.JSONDecodeError as error:
                 if len(self._text) - self._pos > LONGEST_ROW or not self._more():
                     return self._fault(error.pos, error.msg)
-            except (_NotFiniteError, RecursionError) as error:
+            except (_OddError, RecursionError) as error:
                 fault = _odd_fault(self._text[self._pos : self._pos + LONGEST_ROW], error)
                 return Raw(self._name, line, replace(fault, kind="not JSON"))
         source = self._text[self._pos : end]
