@@ -10,6 +10,7 @@ before, by the command, in another process.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -30,6 +31,8 @@ SETTINGS: dict[str, tuple[int | None, tuple[str, ...]]] = {
     "qlora, recomputed": (90, ("train.checkpointing=on",)),
     "lora": (90, ("method=lora",)),
     "full": (90, ("method=full",)),
+    "qlora with dora": (90, ("lora.dora=true",)),
+    "qlora of the last layer": (90, ("lora.targets=[layers.29.mlp.up_proj]",)),
     "qlora, 4,096 tokens at once": (200, ("data.max_length=1024", "train.micro_tokens=4096")),
     "the demo, an epoch": (None, ("train.epochs=1", "train.learning_rate=1e-3")),
 }
@@ -62,13 +65,15 @@ def main() -> int:
     if sys.argv[1:2] == ["--train"]:
         train(sys.argv[2:])
         return 0
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("setting", nargs="*", choices=[*SETTINGS, []], help="(default: all)")
+    wanted = parser.parse_args().setting or list(SETTINGS)
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine_words(len(os.sched_getaffinity(0)))}\n")
     print("| setting | tokens at once | measured peak RSS, MB | planned, MB | planned / measured |")
     print("|---|---|---|---|---|")
     worst = 0.0
-    for name, (median, settings) in SETTINGS.items():
-        if sys.argv[1:] and name not in sys.argv[1:]:
-            continue
+    for name in wanted:
+        median, settings = SETTINGS[name]
         with tempfile.TemporaryDirectory() as folder:
             words = [f"runs={folder}/runs", *settings]
             if median is not None:

@@ -88,6 +88,9 @@ def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
         (["eval.judge=http://x"], "which model shall judge"),
         (["method=full", "model.compute=fp16"], "fp16"),
         (["train.learning_rate=.nan"], "finite"),
+        (["train.memory_limit=12G"], "a size reads 12GB or 500MB"),
+        (["train.memory_limit=-5GB"], "a size reads 12GB or 500MB"),
+        (["train.memory_limit=0.0GB"], "a size reads 12GB or 500MB"),
     ],
 )
 def test_impossible_combinations_are_refused(overrides: list[str], words: str) -> None:

@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from halfbyte.data.batches import MicroLimits, plan_step
 from halfbyte.data.records import Batch, Encoded
 from halfbyte.model.fast import head as head_module
-from halfbyte.model.fast import status
+from halfbyte.model.fast import parts, status
 from halfbyte.model.fast.head import Head, nll_sum
 from halfbyte.model.fast.linear import custom_modules
 from halfbyte.model.loss import TokenLoss
-from tests.tiny import ARCHS, tiny_model
+from tests.tiny import ARCHS, tiny_config, tiny_model
 
 ARRANGEMENTS = {
     "row by row": MicroLimits(1, 9999, pack=False, share=False),
@@ -124,6 +124,7 @@ def test_an_adapter_trains_as_with_peft(arch: str) -> None:
         ("cohere", {"logit_scale": 0.25}),
         ("granite", {"logits_scaling": 4.0}),
         ("phi3", {"pad_token_id": 0}),
+        ("nemotron", {}),
     ],
 )
 def test_other_heads_and_attentions(kind: str, options: dict[str, Any]) -> None:
@@ -133,6 +134,38 @@ def test_other_heads_and_attentions(kind: str, options: dict[str, Any]) -> None:
     wanted = loss_and_gradients(model, by_transformers, model, rows)
     loss = TokenLoss(model)
     got = loss_and_gradients(model, step_sum, loss, rows, ARRANGEMENTS["shared"])
+    assert_same(got, wanted)
+
+
+@pytest.mark.parametrize("kind", sorted(parts._PLAIN_HEADS - {"gpt2"}))
+def test_heads_that_are_computed_in_chunks_give_the_models_scores(kind: str) -> None:
+    """With factors and caps other than 1, where the architecture has any."""
+    config = tiny_config(kind, pad_token_id=0)
+    factors = {"logit_scale": 0.3, "logits_scaling": 3.0, "final_logit_softcapping": 2.0}
+    for name, value in factors.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    head = TokenLoss(model)._head()
+    assert head is not None
+    ids = torch.randint(3, 250, (1, 9))
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        head.project(hidden, scores := torch.empty(9, config.vocab_size))
+        wanted = model(input_ids=ids, use_cache=False).logits[0]
+    assert torch.allclose(head.finish(scores), wanted, atol=1e-5)
+
+
+def test_a_head_that_nobody_read_is_said_to_be_computed_at_once() -> None:
+    """And its scores come from the model itself."""
+    model = tiny_model("hyperclovax", logits_scaling=3.0)
+    part = next(one for one in parts.status(model) if one.name == "vocabulary in chunks")
+    assert not part.active
+    assert "hyperclovax" in part.reason
+    rows = some_rows()
+    wanted = loss_and_gradients(model, by_transformers, model, rows)
+    got = loss_and_gradients(model, step_sum, TokenLoss(model), rows, ARRANGEMENTS["shared"])
     assert_same(got, wanted)
 
 

@@ -223,7 +223,8 @@ def test_bases_quantized_by_others_are_named(tmp_path: Path) -> None:
 def test_a_model_that_does_not_generate_is_refused(tmp_path: Path) -> None:
     """An encoder, or an architecture transformers does not know, is refused by name."""
     folder = tiny_base(tmp_path)
-    for kind, says in (("t5", "left to right"), ("no-such-model", "cannot be used")):
+    refused = {"t5": "left to right", "bert": "both directions", "no-such-model": "knows no model"}
+    for kind, says in refused.items():
         (folder / "config.json").write_text(json.dumps({"model_type": kind}))
         with pytest.raises(IntegrityError, match=says):
             load_base(resolve(str(folder)), form())

@@ -28,6 +28,7 @@ from halfbyte.model.arrange import Wishes, arrange
 from halfbyte.model.budget import Load, Way, base_bytes, memory, trained
 from halfbyte.model.catalogue import CATALOGUE
 from halfbyte.model.fast import checkpoint
+from halfbyte.model.load import form_of
 from halfbyte.model.loss import TokenLoss
 from halfbyte.model.pace import CARDS, card_pace, operations, step_seconds
 from halfbyte.model.shape import Shape, catalogue_config, shape_of
@@ -122,14 +123,6 @@ def test_quantized_weights_take_an_eighth_of_float32(
     assert ratio == pytest.approx(32 / bits, rel=1e-3)
 
 
-def test_weights_in_a_narrower_compute_type_are_counted(shape: Shape) -> None:
-    """Full training in bf16 keeps autocast's copies of float32 weights until the backward pass."""
-    load = Load(8, 8, 8)
-    wide, narrow = (memory(shape, Way("full", 4, compute), load) for compute in (4, 2))
-    copies = 2 * (shape.linear_weights + shape.vocabulary * shape.width)
-    assert narrow.activations == wide.activations // 2 + copies
-
-
 def test_small_layers_of_4_bits_are_dense_together_on_a_cpu(shape: Shape) -> None:
     """All of a decoder layer; on a card only the largest."""
     ways = (replace(QLORA, cuda=cuda) for cuda in (False, True))
@@ -144,6 +137,54 @@ def test_a_cpu_that_computes_in_bf16_holds_kernels(monkeypatch: pytest.MonkeyPat
     wide, narrow = (arranging.held_now(Way("lora", size, size)) for size in (4, 2))
     assert 7 < wide < narrow
     assert arranging.held_now(Way("lora", 2, 2, cuda=True)) == 600_000_000
+
+
+def test_full_training_computes_in_the_type_of_its_weights() -> None:
+    """AdamW's steps need float32 there, so neither the plan nor the training takes half of it."""
+    for setting in ("auto", "bf16"):
+        config = load_config(None, ("method=full", f"model.compute={setting}")).config
+        form = form_of(config, "cpu")
+        assert (form.weights, form.compute.dtype) == (torch.float32, torch.float32)
+        assert form.compute.replaced == (setting == "bf16")
+
+
+def test_dora_is_counted(shape: Shape) -> None:
+    """PEFT's layers keep what the base and the factors give, with dropout their inputs too, and
+    train a magnitude an output.
+    """
+    ways = [replace(LORA, dora=dora, dropout=drops) for dora, drops in ((0, 0), (1, 0), (1, 1))]
+    kept = [memory(shape, way, Load(64, 8, 64)).activations // (64 * 4) for way in ways]
+    outs, ins = (
+        sum(sizes) for sizes in zip(*((o.outputs, o.inputs) for o in shape.linear), strict=True)
+    )
+    made_again = shape.layers * (2 * shape.width + shape.inner)
+    assert kept[1] - kept[0] == 2 * outs + made_again
+    assert kept[2] - kept[1] == ins
+    adapted = attach(tiny_model("llama"), LoraSettings(rank=4, dora=True), 0)
+    held = sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+    assert trained(shape, replace(LORA, rank=4, dora=True)) == held
+
+
+def test_layers_below_the_lowest_adapter_keep_nothing_and_are_not_gone_back_through() -> None:
+    config = tiny_config("llama", num_hidden_layers=6)
+    load, way = Load(64, 8, 64), replace(LORA, rank=1)
+    top, whole = (shape_of(config, names) for names in (("layers.4.mlp.up_proj",), "all-linear"))
+    assert (top.idle, whole.idle) == (4, 0)
+    kept = [
+        memory(shape, way, load, again).activations for shape in (top, whole) for again in (0, 4)
+    ]
+    assert kept[0] == kept[1]
+    assert 2.5 < kept[2] / kept[0] < 3
+    assert operations(top, way, load) < 0.75 * operations(whole, way, load)
+
+
+def test_scores_that_no_chunks_hold_are_counted_whole(shape: Shape) -> None:
+    """And what the widest operation takes is what comes beyond them."""
+    load = Load(64, 64, 64)
+    chunks, whole = (memory(replace(shape, chunked=each), LORA, load) for each in (True, False))
+    assert whole.logits == 3 * 64 * shape.vocabulary * 4
+    assert 0 < chunks.logits < whole.logits
+    assert chunks.logits + chunks.working == max(whole.logits, chunks.logits + chunks.working)
 
 
 def test_full_training_takes_sixteen_bytes_a_weight(shape: Shape) -> None:
@@ -237,7 +278,7 @@ def test_a_step_needs_four_operations_a_frozen_weight_and_token(shape: Shape) ->
 
 def test_a_faster_card_is_faster(shape: Shape) -> None:
     seconds = [
-        step_seconds(shape, QLORA, Load(512, 100, 512), 0, card_pace(card))
+        step_seconds(shape, QLORA, Load(512, 100, 512), 0, card_pace(card, torch.bfloat16))
         for card in CARDS.values()
     ]
     assert seconds[1] < seconds[0] or CARDS["rtx3060"].operations < CARDS["t4"].operations
@@ -319,6 +360,20 @@ def test_what_does_not_fit_comes_with_a_change_that_does() -> None:
     again = json.loads(run("model.base=mistral-7b", *change.split(), "--card", "RTX4090", "--json"))
     assert again["peak"] <= 24e9
     assert not again["over"]
+
+
+def test_advice_of_another_base_does_not_ask_for_this_ones_layers(tmp_path: Path) -> None:
+    """A base with names of its own, and a limit that only a smaller one would keep."""
+    base = tiny_base(tmp_path, "gpt2")
+    words = (f"model.base={base}", "lora.targets=[c_attn]", "train.memory_limit=1MB")
+    assert "train.memory_limit" in plan_training(load_config(None, words), timed=False).over
+    config = load_config(None, ("lora.targets=[c_attn]",)).config
+    big = shape_of(catalogue_config(SIZES["mistral-7b"]))
+    room = (3 * 10**9, 0)
+    advice = arranging.advise(config, (big, QLORA), Work(512, 4096, 0.5), room)
+    assert advice is not None
+    assert "lora.targets=all-linear" in advice
+    assert "model.base=" in advice
 
 
 def test_the_table_says_what_a_user_asks(base: Path) -> None:

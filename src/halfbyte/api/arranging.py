@@ -17,6 +17,7 @@ from halfbyte.errors import ResourceError
 from halfbyte.model.arrange import Arrangement, Loads, Wishes, arrange
 from halfbyte.model.budget import HALF, Load, Way
 from halfbyte.model.catalogue import CATALOGUE
+from halfbyte.model.compute import choose
 from halfbyte.model.fast import alloc
 from halfbyte.model.load import Form
 from halfbyte.model.shape import Shape, catalogue_config, shape_of
@@ -74,6 +75,7 @@ def way_of(config: Config, form: Form) -> Way:
         quantization=form.quantization,
         double_quant=form.double_quant,
         rank=0 if config.method == "full" else config.lora.rank,
+        dora=config.method != "full" and config.lora.dora,
         dropout=config.lora.dropout > 0,
         optimizer=config.train.optimizer,
         cuda=form.device.type == "cuda",
@@ -197,14 +199,7 @@ def advise(
     kind = "cuda" if way.cuda else "cpu"
     for words, changed, bounded in _changes(config, work):
         if changed.method == "qlora" and way.method != "qlora":
-            way = replace(
-                way,
-                method="qlora",
-                weights=way.compute,
-                quantization="nf4",
-                double_quant=True,
-                rank=changed.lora.rank,
-            )
+            way = _as_qlora(way, changed)
         if changed.model.base != config.model.base:
             targets = changed.lora.targets
             shape = shape_of(catalogue_config(SIZES[changed.model.base]), targets, kind)
@@ -213,6 +208,23 @@ def advise(
         if found is not None:
             return " ".join([*words, *_arranged(found, wishes)]) or None
     return None
+
+
+def _as_qlora(way: Way, config: Config) -> Way:
+    """The same training with method=qlora."""
+    held = HALF
+    if config.model.compute == "fp32" or not way.cuda:
+        held = choose(config.model.compute, "cpu").dtype.itemsize
+    return replace(
+        way,
+        method="qlora",
+        weights=held,
+        compute=held,
+        quantization="nf4",
+        double_quant=True,
+        rank=config.lora.rank,
+        dora=config.lora.dora,
+    )
 
 
 def _changes(config: Config, work: Work) -> Iterator[tuple[list[str], Config, Work]]:
@@ -230,9 +242,12 @@ def _changes(config: Config, work: Work) -> Iterator[tuple[list[str], Config, Wo
             shorter = Work(length, max(length, round(work.step * share)), work.share)
             yield [*words, f"data.max_length={length}"], free, shorter
     for entry in sorted(CATALOGUE, key=lambda one: -one.parameters):
-        model = free.model.model_copy(update={"base": entry.name})
         words = ["method=qlora", f"model.base={entry.name}"]
-        yield words, free.model_copy(update={"model": model, "method": "qlora"}), work
+        changed = {"model": free.model.model_copy(update={"base": entry.name}), "method": "qlora"}
+        if not isinstance(free.lora.targets, str):  # the names of another model's layers
+            words.append("lora.targets=all-linear")
+            changed["lora"] = free.lora.model_copy(update={"targets": "all-linear"})
+        yield words, free.model_copy(update=changed), work
 
 
 def _arranged(found: Arrangement, wishes: Wishes) -> list[str]:

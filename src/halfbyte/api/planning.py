@@ -28,7 +28,7 @@ from halfbyte.model.arrange import Loads, arrange
 from halfbyte.model.bases import Base
 from halfbyte.model.budget import Memory, Way, memory, trained
 from halfbyte.model.catalogue import find
-from halfbyte.model.compute import Compute
+from halfbyte.model.compute import Compute, whole_precision
 from halfbyte.model.load import Form, form_of
 from halfbyte.model.pace import CARDS, Card, Pace, calibrate, card_pace, step_seconds
 from halfbyte.model.shape import Shape, catalogue_config, shape_of
@@ -229,15 +229,15 @@ def _hub_texts(hub: str, revision: str | None) -> Path | None:
 
 def _form_on(config: Config, card: Card) -> Form:
     """How the base is held on a card that is not here."""
+    device = torch.device("cuda")
+    if config.method == "full":
+        return Form(device, whole_precision(config.model.compute), torch.float32)
     dtype = torch.bfloat16 if card.bf16 else torch.float16
     if config.model.compute == "fp32":
         dtype = torch.float32
     elif config.model.compute == "fp16":
         dtype = torch.float16
     compute = Compute(dtype, f"on {card.name}")
-    device = torch.device("cuda")
-    if config.method == "full":
-        return Form(device, compute, torch.float32)
     kind = config.model.quantization if config.method == "qlora" else None
     return Form(device, compute, dtype, kind, config.model.double_quant)
 
@@ -317,7 +317,7 @@ def _arrangement(parts: _Parts) -> tuple[tuple[int, int, int], str]:
 
 def _pace(parts: _Parts, timed: bool) -> Pace | None:
     if parts.card is not None:
-        return card_pace(parts.card)
+        return card_pace(parts.card, parts.form.compute.dtype)
     if not timed or parts.form.device.type != "cpu":
         return None
     if parts.config.train.threads is not None:

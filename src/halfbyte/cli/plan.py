@@ -24,8 +24,8 @@ _PARTS = {
     "gradients": "gradients",
     "optimizer": "optimizer state",
     "activations": "activations",
-    "working": "layer being computed",
-    "logits": "logits, a chunk",
+    "logits": "logits",
+    "working": "layer being computed, beyond them",
     "scattered": "gaps in freed memory",
 }
 

@@ -6,6 +6,7 @@ the JSON schema and the docs are made from the descriptions here.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -21,6 +22,16 @@ def _not_blank(value: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_not_blank)]
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(MB|GB|MiB|GiB)")
+
+
+def _size(value: str) -> str:
+    found = _SIZE.fullmatch(value)
+    if value != "auto" and (found is None or not float(found[1])):
+        raise ValueError("a size reads 12GB or 500MB (MB, GB, MiB or GiB), or auto")
+    return value
 
 
 def _spoken(value: object) -> object:
@@ -51,7 +62,7 @@ class ModelSettings(Settings):
         "auto",
         description="The type of matrix products. `auto`: bf16 where the device has instructions "
         "for it, else fp16 on a GPU and fp32 on a CPU (bf16 is emulated there, 8 times slower "
-        "than fp32 on AVX2, measured).",
+        "than fp32 on AVX2, measured). `full` computes in fp32, the type of its weights.",
     )
     quantization: Literal["nf4", "fp4", "int8"] = Field(
         "nf4",
@@ -188,9 +199,8 @@ class TrainSettings(Settings):
         "auto",
         description="Recompute activations in the backward pass; `auto`: where memory is short.",
     )
-    memory_limit: str = Field(
+    memory_limit: Annotated[str, AfterValidator(_size)] = Field(
         "auto",
-        pattern=r"^(auto|\d+(\.\d+)?\s*(MB|GB|MiB|GiB))$",
         description="What the training may take: `12GB`, or `auto` for what is free on the device.",
     )
     eval_every: int | Literal["epoch"] = Field(
@@ -252,8 +262,9 @@ class Config(Settings):
         text = self.train.memory_limit
         if text == "auto":
             return None
-        unit = next(unit for unit in _UNITS if text.endswith(unit))
-        return int(float(text.removesuffix(unit)) * _UNITS[unit])
+        found = _SIZE.fullmatch(text)
+        assert found is not None
+        return int(float(found[1]) * _UNITS[found[2]])
 
     @property
     def learning_rate(self) -> float:

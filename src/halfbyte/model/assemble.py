@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from halfbyte.config import Config
 from halfbyte.errors import InputError, IntegrityError
 from halfbyte.model.bases import Base
-from halfbyte.model.compute import Compute, choose, choose_device
+from halfbyte.model.compute import Compute, choose, choose_device, whole_precision
 from halfbyte.model.quantize import Quantization, QuantizedTensor, Recipe
 from halfbyte.model.stream import StoredTensor
 from halfbyte.model.targets import linear_layers
@@ -47,11 +47,9 @@ class Form:
 def form_of(config: Config, device: str = "auto") -> Form:
     """The form a config asks for, on this device."""
     place = choose_device(device)
-    compute = choose(config.model.compute, place)
     if config.method == "full":
-        # AdamW's steps are smaller than bf16's spacing: trained weights stay float32, and
-        # products run under autocast where `compute` is narrower
-        return Form(place, compute, torch.float32)
+        return Form(place, whole_precision(config.model.compute), torch.float32)
+    compute = choose(config.model.compute, place)
     quantization = config.model.quantization if config.method == "qlora" else None
     return Form(place, compute, compute.dtype, quantization, config.model.double_quant)
 

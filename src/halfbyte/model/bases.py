@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,16 +158,41 @@ def load_model_config(base: Base) -> PretrainedConfig:
     """The transformers config of a base.
 
     Raises:
-        IntegrityError: it is not readable, or of an architecture transformers does not know.
+        IntegrityError: it is not readable, or of an architecture transformers does not know, or of
+            an encoder.
     """
     from transformers import AutoConfig
 
+    path = base.folder / "config.json"
     try:
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             base.folder, local_files_only=True, trust_remote_code=False
         )
     except (ValueError, KeyError, OSError) as error:
-        raise IntegrityError(f"{base.folder}/config.json: cannot be used: {error}") from None
+        raise _unusable(path, error) from None
+    two_parts = getattr(config, "is_encoder_decoder", False)
+    if not getattr(config, "is_decoder", True) and not two_parts:
+        raise IntegrityError(
+            f"{path}: a model of type {config.model_type} reads texts in both directions and does "
+            "not generate them",
+            hint="Give a causal language model.",
+        )
+    return config
+
+
+def _unusable(path: Path, error: Exception) -> IntegrityError:
+    from transformers import CONFIG_MAPPING, __version__
+
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kind = None
+    if not isinstance(kind, str) or kind in CONFIG_MAPPING:
+        return IntegrityError(f"{path}: cannot be used: {error}")
+    return IntegrityError(
+        f"{path}: transformers {__version__} knows no model of type {kind}",
+        hint="A newer one may: pip install -U transformers.",
+    )
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:

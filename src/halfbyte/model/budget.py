@@ -38,8 +38,8 @@ class Way:
     """How a model is trained, as far as memory goes.
 
     `weights`, `compute`: bytes of an unquantized weight, and of an activation. `quantization`:
-    nf4, fp4, int8 or None. `rank`: the adapter's (0 in full training). `scatters`: freed memory is
-    not all found again (`fast.alloc.finds_again`).
+    nf4, fp4, int8 or None. `rank`: the adapter's (0 in full training). `dora`: its layers are
+    PEFT's. `scatters`: freed memory is not all found again (`fast.alloc.finds_again`).
     """
 
     method: Method
@@ -48,6 +48,7 @@ class Way:
     quantization: str | None = None
     double_quant: bool = True
     rank: int = 16
+    dora: bool = False
     dropout: bool = False
     optimizer: str = "adamw"
     cuda: bool = False
@@ -73,8 +74,9 @@ class Memory:
     """What a training takes at its peak, by what it is taken for.
 
     `runtime`: interpreter and libraries (on CUDA: its context). `activations`: what the largest
-    micro-batch keeps for its backward pass; `working`: what the widest operation takes beside it;
-    `logits`: the chunk of vocabulary scores. `scattered`: freed memory the allocator cannot use.
+    micro-batch keeps for its backward pass. `logits`: the vocabulary's scores, a chunk of them
+    where the head allows it; `working`: what the widest operation takes beyond them, as they are
+    gone when a layer's backward pass begins. `scattered`: freed memory the allocator cannot use.
     """
 
     runtime: int
@@ -95,7 +97,10 @@ class Memory:
 
 def trained(shape: Shape, way: Way) -> int:
     """How many weights are trained."""
-    return shape.parameters if way.method == "full" else shape.adapter(way.rank)
+    if way.method == "full":
+        return shape.parameters
+    magnitudes = sum(one.outputs for one in shape.linear if one.adapted) if way.dora else 0
+    return shape.adapter(way.rank) + magnitudes
 
 
 def base_bytes(shape: Shape, way: Way) -> int:
@@ -120,7 +125,7 @@ def memory(shape: Shape, way: Way, load: Load, recomputed: int = 0, runtime: int
     `runtime` is what the process holds before the model is loaded.
     """
     recomputed = min(recomputed, shape.blocks)
-    count = trained(shape, way)
+    count, logits = trained(shape, way), _logits(shape, way, load)
     whole = Memory(
         runtime=runtime,
         base=base_bytes(shape, way),
@@ -128,13 +133,10 @@ def memory(shape: Shape, way: Way, load: Load, recomputed: int = 0, runtime: int
         gradients=FLOAT * count,
         optimizer=round(_MOMENTS[way.optimizer] * count),
         activations=_activations(shape, way, load, recomputed),
-        logits=_logits(shape, way, load),
-        working=_working(shape, way, load, recomputed),
+        logits=logits,
+        working=max(0, _working(shape, way, load, recomputed) - logits),
         scattered=0,
     )
-    # the head's chunk is gone when the layers' backward pass begins: only the larger one counts
-    less = {"logits": 0} if whole.working > whole.logits else {"working": 0}
-    whole = replace(whole, **less)
     return replace(whole, scattered=_scattered(whole, way))
 
 
@@ -143,41 +145,52 @@ def _kept(shape: Shape, way: Way) -> int:
 
     Two residual inputs, query, key, value and the attention's output, gate and up, and the narrow
     products. The inputs of our own layers are made again (`fast/fused.py`); in full training, and
-    where the model's own norms and MLPs stay, they are kept too.
+    where layers, norms or MLPs are not ours, they are kept too. DoRA in PEFT's layers keeps what
+    the base gives and what the factors give, and with dropout an input of each layer's own.
     """
     attention = 2 * shape.heads * shape.head_width + 2 * shape.groups * shape.head_width
     count = 2 * shape.width + attention + 2 * shape.inner
-    if way.method == "full" or not shape.lean:
+    if way.method == "full" or way.dora or not shape.lean:
         count += 2 * shape.width + shape.inner
     if way.method != "full":
-        each = sum(one.adapted for one in shape.linear) / max(1, shape.layers)
-        count += round(way.rank * each)
+        adapted, active = [one for one in shape.linear if one.adapted], _active(shape)
+        count += round(way.rank * len(adapted) / active)
+        if way.dora:
+            own = sum(2 * one.outputs + one.inputs * way.dropout for one in adapted)
+            count += round(own / active)
     if shape.route != "segments":
         count += shape.heads * shape.head_width  # the kernel's own output
     return count
 
 
+def _active(shape: Shape) -> int:
+    """Layers that keep anything: those from the lowest adapter on."""
+    return max(1, shape.layers - shape.idle)
+
+
 def _activations(shape: Shape, way: Way, load: Load, recomputed: int) -> int:
     """What is kept of the largest micro-batch: whole layers, and the inputs of recomputed ones."""
     layer = _kept(shape, way)
+    recomputed = max(0, recomputed - shape.idle)
     ends = 3 * shape.width * load.tokens  # embeddings, the last norm's input and output
-    rest = (shape.layers - recomputed) * layer + recomputed * shape.width
+    rest = (_active(shape) - recomputed) * layer + recomputed * shape.width
     # while a recomputed layer is in its backward pass, the whole ones are gone
     again = recomputed * shape.width + layer if recomputed else 0
     mask = load.tokens**2 if shape.route == "mask" else 0
     found = max(rest, again) * load.tokens + ends + mask
-    if way.method == "full" and way.compute < way.weights:
-        # autocast's copies of the weights, which the backward pass wants again
-        found += shape.linear_weights + shape.vocabulary * shape.width
     return way.compute * found + way.compute * 2 * shape.width * load.targets
 
 
 def _logits(shape: Shape, way: Way, load: Load) -> int:
     """A chunk of scores in the type of the products (its softmax in float32 takes a few rows at a
     time); in full training also the gradient of the output weights, and the product that is added
-    to it."""
-    rows = chunk_rows(load.targets, way.compute * shape.vocabulary)
-    found = rows * shape.vocabulary * way.compute
+    to it. Where the model computes them all at once, three times all of them in float32: in the
+    backward pass their logarithms, and the gradients by these and by the scores."""
+    if shape.chunked:
+        rows = chunk_rows(load.targets, way.compute * shape.vocabulary)
+        found = rows * shape.vocabulary * way.compute
+    else:
+        found = 3 * load.targets * shape.vocabulary * FLOAT
     if way.method == "full":
         found += 2 * FLOAT * shape.vocabulary * shape.width
     return found
@@ -200,6 +213,8 @@ def _working(shape: Shape, way: Way, load: Load, recomputed: int) -> int:
 def _dense(shape: Shape, way: Way) -> int:
     """Quantized weights that are dense at once: the largest layer's; of 4 bits a slab of it, or, on
     a CPU, the small ones of one decoder layer (`fast.blocks`)."""
+    if way.dora:  # the base's, the factors' product, their sum, and it once more for the norm
+        return 4 * shape.widest
     if way.quantization not in ("nf4", "fp4"):
         return shape.widest if way.quantization else 0
     small = sum(one.weights for one in shape.linear if one.weights < SMALL)

@@ -71,6 +71,14 @@ def choose(setting: Setting, device: torch.device | str) -> Compute:
     return Compute(torch.float32, "this CPU has no bf16 instructions")
 
 
+def whole_precision(setting: Setting) -> Compute:
+    """The type of full training's products: that of the weights. AdamW's steps are smaller than
+    bf16's spacing, so weights that it trains are float32.
+    """
+    reason = "full training computes in the type of its weights"
+    return Compute(torch.float32, reason, replaced=setting not in ("auto", "fp32"))
+
+
 def _on_cuda(setting: Setting, device: torch.device) -> Compute:
     capability = torch.cuda.get_device_capability(device)
     card = torch.cuda.get_device_name(device)

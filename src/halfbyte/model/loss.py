@@ -24,17 +24,9 @@ from halfbyte.model.fast.layout import (
     longest,
     rounded,
 )
-from halfbyte.model.fast.narrow import NarrowLinear, working_dtype
+from halfbyte.model.fast.narrow import working_dtype
 
 __all__ = ["TokenLoss"]
-
-# Architectures whose head is what `Head` says: the plain product, or one scaled or capped by the
-# config values named there. Any other is asked for its logits through its own forward pass.
-_PLAIN_HEADS = frozenset(
-    {"llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "olmo"}
-    | {"gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "phi", "phi3", "starcoder2", "olmo2"}
-    | {"cohere", "cohere2", "granite", "stablelm"}
-)
 
 
 class TokenLoss(nn.Module):
@@ -128,12 +120,13 @@ class TokenLoss(nn.Module):
         return {**common, "attention_mask": narrow if kinds is None else both}
 
     def _head(self) -> Head | None:
-        """The output projection as plain tensors; None where it is more than that."""
+        """The output projection as plain tensors; None where it may be more than that, and the
+        model is asked for its scores through its own forward pass.
+        """
         causal = parts.causal_model(self.model)
-        layer = causal.get_output_embeddings()
-        config = causal.config.get_text_config()
-        if type(layer) not in (nn.Linear, NarrowLinear) or config.model_type not in _PLAIN_HEADS:
+        if parts.head_fault(causal) is not None:
             return None
+        layer, config = causal.get_output_embeddings(), causal.config.get_text_config()
         scale = getattr(config, "logit_scale", None)
         if scale is None:
             scale = 1 / getattr(config, "logits_scaling", 1.0)

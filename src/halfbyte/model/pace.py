@@ -30,12 +30,14 @@ __all__ = ["CARDS", "Card", "Pace", "calibrate", "operations", "step_seconds"]
 @dataclass(frozen=True, slots=True)
 class Card:
     """A GPU as its maker publishes it. `bytes`: memory; `bandwidth`: bytes a second; `operations`:
-    dense 16-bit matrix operations a second, accumulated in float32. `bf16`: whether it has it."""
+    dense 16-bit matrix operations a second, accumulated in float32; `single`: operations in
+    float32. `bf16`: whether it has it."""
 
     name: str
     bytes: int
     bandwidth: float
     operations: float
+    single: float
     bf16: bool = True
 
 
@@ -43,11 +45,11 @@ class Card:
 # cores at boost clock), Ada white paper (RTX 4090), A100 40 GB (2020), H100 SXM (2023); without
 # sparsity. Written from those figures, never run on by us.
 CARDS: Final[dict[str, Card]] = {
-    "t4": Card("T4", 16_000_000_000, 320e9, 65e12, bf16=False),
-    "rtx3060": Card("RTX 3060 12 GB", 12_000_000_000, 360e9, 25.6e12),
-    "rtx4090": Card("RTX 4090", 24_000_000_000, 1008e9, 165.2e12),
-    "a100": Card("A100 40 GB", 40_000_000_000, 1555e9, 312e12),
-    "h100": Card("H100 SXM 80 GB", 80_000_000_000, 3350e9, 989.4e12),
+    "t4": Card("T4", 16_000_000_000, 320e9, 65e12, 8.1e12, bf16=False),
+    "rtx3060": Card("RTX 3060 12 GB", 12_000_000_000, 360e9, 25.6e12, 12.7e12),
+    "rtx4090": Card("RTX 4090", 24_000_000_000, 1008e9, 165.2e12, 82.6e12),
+    "a100": Card("A100 40 GB", 40_000_000_000, 1555e9, 312e12, 19.5e12),
+    "h100": Card("H100 SXM 80 GB", 80_000_000_000, 3350e9, 989.4e12, 66.9e12),
 }
 # The share of a card's published operations that training reaches. PaLM's survey of large trainings
 # gives 21 to 46 % (arXiv:2204.02311, table 3); small batches on one card are no better.
@@ -72,29 +74,31 @@ class Pace:
 def operations(shape: Shape, way: Way, load: Load, recomputed: int = 0) -> float:
     """Matrix operations of one micro-batch, forwards and backwards."""
     frozen = shape.linear_weights
+    back = 1.0 - shape.idle / max(1, shape.blocks)  # nothing goes back below the lowest adapter
     head = 2.0 * shape.vocabulary * shape.width * load.targets
     # scores and values: every token looks back over half of its row on average
     attention = 2.0 * shape.layers * shape.heads * shape.head_width * load.longest * load.tokens
     forward = 2.0 * frozen * load.tokens + attention
-    again = forward * recomputed / max(1, shape.blocks)
+    again = forward * max(0, recomputed - shape.idle) / max(1, shape.blocks)
     own = 2.0 * load.tokens * trained(shape, way)
     if way.method == "full":
         return 3 * forward + again + 3 * head
-    return 2 * forward + again + attention + 3 * own + 2 * head
+    return forward + back * (forward + attention) + again + 3 * own + 2 * head
 
 
 def step_seconds(shape: Shape, way: Way, load: Load, recomputed: int, pace: Pace) -> float:
     """One step of `load.parts` micro-batches like this one."""
     products = operations(shape, way, load, recomputed) / pace.operations * pace.factor
-    passes = 2 + recomputed / max(1, shape.blocks)
+    passes = 2 + (max(0, recomputed - shape.idle) - shape.idle) / max(1, shape.blocks)
     dense = passes * shape.linear_weights / pace.dequantized if way.quantization else 0.0
     return load.parts * (products + dense)
 
 
-def card_pace(card: Card) -> Pace:
+def card_pace(card: Card, compute: torch.dtype) -> Pace:
     """What a card may reach; making weights dense is bound by its memory's bandwidth."""
+    rate = card.single if compute == torch.float32 else card.operations
     dense = card.bandwidth / 2.5  # half a byte is read and two are written a weight
-    return Pace(card.name, card.operations, 1 / REACHED, dense, measured=False)
+    return Pace(card.name, rate, 1 / REACHED, dense, measured=False)
 
 
 def calibrate(shape: Shape, compute: torch.dtype) -> Pace:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from halfbyte.errors import IntegrityError
 from halfbyte.model.fast import fused
 from halfbyte.model.fast.checkpoint import layers
-from halfbyte.model.fast.parts import Route, packing_fault, route_of
+from halfbyte.model.fast.parts import Route, head_fault, packing_fault, route_of
 from halfbyte.model.sizes import Sizes
 from halfbyte.model.targets import Targets, ends_with, linear_layers, target_names
 
@@ -41,8 +41,9 @@ class Shape:
     biases, an untied head). `inner`: width of the MLP. `heads` of `head_width` share `groups` keys
     and values. `blocks`: layers that can be checkpointed. `lean`: norms and MLPs are exchanged for
     ours, which keep less. `route`: how rows of a batch are kept apart (`fast.parts.Route`);
-    `mixes`: why rows may not share a sequence; None where they may. `halves`: its files hold 16-bit
-    weights, by its config.
+    `mixes`: why rows may not share a sequence; None where they may. `chunked`: the vocabulary's
+    scores are computed in chunks. `idle`: layers below the lowest adapter, which keep nothing.
+    `halves`: its files hold 16-bit weights, by its config.
     """
 
     kind: str
@@ -60,6 +61,8 @@ class Shape:
     lean: bool
     route: Route
     mixes: str | None = None
+    chunked: bool = True
+    idle: int = 0
     halves: bool = False
 
     @property
@@ -118,8 +121,9 @@ def shape_of(
     heads = int(text.num_attention_heads)
     parameters = sum(one.numel() for one in model.parameters())
     route, _ = route_of(model, device)
-    mixes = packing_fault(model)
+    mixes, chunked = packing_fault(model), head_fault(model) is None
     blocks = len(layers(model))
+    idle = _idle(layers(model), {named[one.name] for one in linear if one.adapted})
     counts = fused.replace(model)
     return Shape(
         kind=str(text.model_type),
@@ -137,6 +141,8 @@ def shape_of(
         lean=counts["norms"] > 0 and counts["mlps"] > 0,
         route=route,
         mixes=mixes,
+        chunked=chunked,
+        idle=idle,
         halves=getattr(config, "dtype", None) in (torch.bfloat16, torch.float16),
     )
 
@@ -145,6 +151,12 @@ def catalogue_config(sizes: Sizes) -> PretrainedConfig:
     """The transformers config of a base of the catalogue that is not on this machine."""
     table = sizes.config()
     return AutoConfig.for_model(table.pop("model_type"), dtype="bfloat16", **table)
+
+
+def _idle(blocks: list[Any], adapted: set[Any]) -> int:
+    """How many of the first layers have no adapter, where others have one."""
+    with_one = (place for place, block in enumerate(blocks) if adapted & set(block.modules()))
+    return next(with_one, 0)
 
 
 def _inner(linear: tuple[Linear, ...], width: int) -> int:

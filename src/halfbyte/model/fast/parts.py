@@ -21,12 +21,34 @@ from halfbyte.model.fast import (
     weights,
 )
 
-__all__ = ["Part", "Route", "causal_model", "install", "packing_fault", "route_of", "status"]
+__all__ = [
+    "Part",
+    "Route",
+    "causal_model",
+    "head_fault",
+    "install",
+    "packing_fault",
+    "route_of",
+    "status",
+]
 
 # How rows of one batch are kept apart: by the layout of their segments, by FlexAttention's block
 # mask, by a mask [R, 1, L, L], or only by standing in rows of their own.
 Route = Literal["segments", "flex", "mask", "rows"]
 
+# Architectures whose head was read: the plain product, or one scaled or capped by the values of the
+# config that `loss.TokenLoss` knows.
+_PLAIN_HEADS = frozenset(
+    {"llama", "mistral", "mixtral", "ministral", "ministral3", "qwen2", "qwen2_moe", "qwen3"}
+    | {"qwen3_moe", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "phimoe", "smollm3", "gpt2"}
+    | {"gpt_neox", "gpt_bigcode", "gpt_oss", "olmo", "olmo2", "olmo3", "olmoe", "flex_olmo"}
+    | {"cohere", "cohere2", "granite", "granitemoe", "granitemoeshared", "stablelm", "starcoder2"}
+    | {"apertus", "arcee", "bloom", "cwm", "diffllama", "doge", "ernie4_5", "ernie4_5_moe"}
+    | {"exaone4", "glm", "glm4", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "jais2"}
+    | {"minimax", "minimax_m2", "nanochat", "nemotron", "opt", "persimmon", "seed_oss"}
+)
+# Their layers keep from attention what they are called with, though they say otherwise.
+_DEAF = frozenset({"nemotron"})
 _KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
@@ -82,6 +104,8 @@ def route_of(causal: Any, device: str | None = None) -> tuple[Route, str]:
         return "mask", "attention scores are capped"
     if any(hasattr(module, "sinks") for module in causal.modules()):
         return "mask", "attention has sinks"
+    if config.model_type in _DEAF:
+        return "mask", f"layers of {config.model_type} pass no layout on"
     device = device or causal.device.type
     return _on_card(causal, device) if device != "cpu" else ("segments", "batched products")
 
@@ -94,6 +118,14 @@ def _on_card(causal: Any, device: str) -> tuple[Route, str]:
     if fault is None:
         return "flex", "FlexAttention, tried against a masked softmax on this card"
     return "mask", f"a mask goes to torch's kernels: {fault}"
+
+
+def head_fault(causal: Any) -> str | None:
+    """Why all scores of a micro-batch are computed at once; None where they come in chunks."""
+    head, kind = causal.get_output_embeddings(), _config(causal).model_type
+    if type(head) not in (nn.Linear, narrow.NarrowLinear):
+        return f"the head is a {type(head).__name__}"
+    return None if kind in _PLAIN_HEADS else f"what {kind} does to its scores was not read"
 
 
 def packing_fault(causal: Any) -> str | None:
@@ -117,18 +149,13 @@ def status(model: nn.Module) -> list[Part]:
     fault = packing_fault(causal)
     route, reason = route_of(causal)
     kept = [m for m in causal.modules() if isinstance(m, fused.RmsNorm | fused.GatedMlp)]
-    head = causal.get_output_embeddings()
-    plain_head = type(head) in (nn.Linear, narrow.NarrowLinear)
+    whole = head_fault(causal)
     return [
         _lora_part(causal),
         Part("packing", fault is None, fault or "rows share a sequence, positions restart"),
         Part("shared prefixes", fault is None, fault or "each computed once"),
         Part("segment attention", route in ("segments", "flex"), reason),
-        Part(
-            "vocabulary in chunks",
-            plain_head,
-            "only trained tokens" if plain_head else f"the head is a {type(head).__name__}",
-        ),
+        Part("vocabulary in chunks", whole is None, whole or "only trained tokens"),
         Part(
             "lean norms and MLPs",
             bool(kept),
@@ -158,6 +185,8 @@ def _lora_part(causal: Any) -> Part:
     }
     if len(ours) < len(layers):
         reasons.add(f"{len(layers) - len(ours)} layers are PEFT's own")
+    if any(one.lora_variant for one in layers):
+        reasons.add("layers with lora.dora are computed by PEFT")
     if reasons:
         return Part("LoRA in one function", False, "; ".join(sorted(map(str, reasons))))
     return Part("LoRA in one function", True, f"{len(ours)} layers")
