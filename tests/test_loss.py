@@ -117,6 +117,16 @@ def test_an_adapter_trains_as_with_peft(arch: str) -> None:
         assert_same(got, wanted)
 
 
+def test_biases_of_the_base_that_are_trained_get_their_gradients() -> None:
+    """PEFT's `bias="all"`: such layers are left to PEFT."""
+    rows = some_rows()
+    theirs, ours = (with_lora(tiny_model("qwen2"), fast, bias="all") for fast in (False, True))
+    wanted = loss_and_gradients(theirs, by_transformers, theirs, rows)
+    assert any("base_layer.bias" in name for name in wanted[1])
+    loss = TokenLoss(ours)
+    assert_same(loss_and_gradients(ours, step_sum, loss, rows, ARRANGEMENTS["shared"]), wanted)
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [

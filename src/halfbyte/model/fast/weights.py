@@ -45,6 +45,9 @@ PLACE: Final = "halfbyte_place"  # the attribute of a layer that stands in a blo
 
 def fault(layer: nn.Module, dtype: torch.dtype) -> str | None:
     """Why `dense` cannot give this layer's weight for products in `dtype`; None where it can."""
+    bias = getattr(layer, "bias", None)
+    if bias is not None and bias.requires_grad:
+        return "its bias is trained"
     if place_of(layer) is not None:
         return None  # quantized and frozen
     if not isinstance(layer, nn.Linear | Conv1D):
