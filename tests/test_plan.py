@@ -149,17 +149,17 @@ def test_full_training_computes_in_the_type_of_its_weights() -> None:
 
 
 def test_dora_is_counted(shape: Shape) -> None:
-    """PEFT's layers keep what the base and the factors give, with dropout their inputs too, and
-    train a magnitude an output.
+    """PEFT's layers keep what the base and the factors give and leave holes, with dropout they keep
+    their inputs and dense weights too, and they train a magnitude an output.
     """
     ways = [replace(LORA, dora=dora, dropout=drops) for dora, drops in ((0, 0), (1, 0), (1, 1))]
-    kept = [memory(shape, way, Load(64, 8, 64)).activations // (64 * 4) for way in ways]
+    kept = [memory(shape, way, Load(64, 8, 64)).activations // 4 for way in ways]
     outs, ins = (
         sum(sizes) for sizes in zip(*((o.outputs, o.inputs) for o in shape.linear), strict=True)
     )
     made_again = shape.layers * (2 * shape.width + shape.inner)
-    assert kept[1] - kept[0] == 2 * outs + made_again
-    assert kept[2] - kept[1] == ins
+    assert kept[1] - kept[0] == 64 * (3 * outs + made_again)
+    assert kept[2] - kept[1] == 64 * ins + shape.linear_weights
     adapted = attach(tiny_model("llama"), LoraSettings(rank=4, dora=True), 0)
     held = sum(one.numel() for one in adapted.parameters() if one.requires_grad)
     assert trained(shape, replace(LORA, rank=4, dora=True)) == held

@@ -146,7 +146,8 @@ def _kept(shape: Shape, way: Way) -> int:
     Two residual inputs, query, key, value and the attention's output, gate and up, and the narrow
     products. The inputs of our own layers are made again (`fast/fused.py`); in full training, and
     where layers, norms or MLPs are not ours, they are kept too. DoRA in PEFT's layers keeps what
-    the base gives and what the factors give, and with dropout an input of each layer's own.
+    the base gives and what the factors give, and what comes and goes between them leaves holes of
+    about as much again as one of these (measured); with dropout an input of each layer's own.
     """
     attention = 2 * shape.heads * shape.head_width + 2 * shape.groups * shape.head_width
     count = 2 * shape.width + attention + 2 * shape.inner
@@ -156,7 +157,7 @@ def _kept(shape: Shape, way: Way) -> int:
         adapted, active = [one for one in shape.linear if one.adapted], _active(shape)
         count += round(way.rank * len(adapted) / active)
         if way.dora:
-            own = sum(2 * one.outputs + one.inputs * way.dropout for one in adapted)
+            own = sum(3 * one.outputs + one.inputs * way.dropout for one in adapted)
             count += round(own / active)
     if shape.route != "segments":
         count += shape.heads * shape.head_width  # the kernel's own output
@@ -177,6 +178,8 @@ def _activations(shape: Shape, way: Way, load: Load, recomputed: int) -> int:
     # while a recomputed layer is in its backward pass, the whole ones are gone
     again = recomputed * shape.width + layer if recomputed else 0
     mask = load.tokens**2 if shape.route == "mask" else 0
+    if way.dora and way.dropout:  # PEFT multiplies what it dropped by dense weights, and keeps them
+        ends += sum(one.weights for one in shape.linear if one.adapted)
     found = max(rest, again) * load.tokens + ends + mask
     return way.compute * found + way.compute * 2 * shape.width * load.targets
 
