@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from halfbyte.cli.runs import runs as runs_command
-from halfbyte.errors import InputError, IntegrityError, MissingError
+from halfbyte.errors import InputError, IntegrityError, MissingError, ResourceError
 from halfbyte.run import (
     MetricsLog,
     Receipt,
@@ -128,6 +130,69 @@ def test_a_folder_replaces_an_older_one_whole(tmp_path: Path) -> None:
                 (temp / name).write_text(name)
     assert sorted(one.name for one in (tmp_path / "folder").iterdir()) == ["b", "c"]
     assert [one.name for one in tmp_path.iterdir()] == ["folder"]
+
+
+# what cannot be written
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_place_that_refuses_to_be_written_is_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Files, folders, runs and locks: path and reason are said, the cleanup hides neither."""
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    run = RunFolder.create(tmp_path, "there", CONFIG)
+    for name in ("mkdir", "open", "unlink"):
+        monkeypatch.setattr(Path, name, refuse)
+    monkeypatch.setattr(os, "open", refuse)
+    writers: list[Callable[[], object]] = [
+        lambda: write_atomic(tmp_path / "x", "text"),
+        lambda: write_atomic(tmp_path / "deep" / "x", "text"),
+        lambda: fill_half(tmp_path / "x"),
+        lambda: RunFolder.create(tmp_path, "x", CONFIG),
+        run.remove,
+    ]
+    for write in writers:
+        with pytest.raises(ResourceError, match=f"cannot be written: {os.strerror(number)}") as it:
+            write()
+        assert it.value.exit_code == 3
+        assert it.value.hint
+        assert str(tmp_path) in it.value.message
+
+
+def test_a_path_that_nothing_can_have_is_bad_input(tmp_path: Path) -> None:
+    """A file for a folder, a folder for a file, a name too long: said, and nothing is touched."""
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("mine")
+    folder.mkdir()
+    writers: dict[str, Callable[[], object]] = {
+        f"{file}/x: .*a file is where a folder": lambda: write_atomic(file / "x", "text"),
+        f"{file}/run: .*a file is where a folder": lambda: RunFolder.create(file, "run", CONFIG),
+        f"{file}: .*a file is where a folder": lambda: fill_half(file),
+        "a folder has this name": lambda: write_atomic(folder, "text"),
+        "the name is too long": lambda: write_atomic(tmp_path / ("x" * 300), "text"),
+    }
+    for message, write in writers.items():
+        with pytest.raises(InputError, match=message):
+            write()
+    assert file.read_text() == "mine"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_the_one_that_is_written(
+    tmp_path: Path,
+) -> None:
+    """The error of another file passes as it is."""
+
+    def copy(_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "source"))
+
+    with pytest.raises(PermissionError):
+        write_atomic(tmp_path / "copy", copy)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failpoint_that_is_none_is_an_error() -> None:

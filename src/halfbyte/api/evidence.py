@@ -88,7 +88,6 @@ def _finding(one: Finding) -> dict[str, Any]:
 
 def write(path: Path, tree: Any) -> None:
     """A JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(tree, ensure_ascii=False, allow_nan=False) + "\n")
 
 

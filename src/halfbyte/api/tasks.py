@@ -33,6 +33,5 @@ def evaluate_tasks(
     subject = subjects(opened)[0 if base else 1]
     found = run_tasks(subject, opened.tokenizer, opened.template, tasks, asked.rows, asked.progress)
     path = opened.run.eval / f"tasks-{'base' if base else 'tuned'}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(found, indent=1, default=str) + "\n")
     return found, path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -184,7 +185,7 @@ def convert(
 
 
 def _refuse_existing(paths: Iterable[Path], force: bool) -> None:
-    there = [str(path) for path in paths if path.exists()]
+    there = [str(path) for path in paths if os.path.lexists(path)]  # asks no name to be short
     if there and not force:
         raise DataError(f"{', '.join(there)}: exists already", hint="--force overwrites.")
 

@@ -79,7 +79,6 @@ def write_rows(path: Path, rows: Rows) -> None:
     writer = writers.get(path.suffix.lower())
     if writer is None:
         raise DataError(f"{path}: data is written as {', '.join(writers)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda file: writer(file, rows))
 
 

@@ -8,15 +8,22 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from halfbyte.errors import ResourceError
+from halfbyte.errors import HalfbyteError, InputError, ResourceError
 from halfbyte.run import failpoints
 
 TEMP_PREFIX: Final = ".tmp-"
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SHUT: Final = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_NO_PLACE: Final = {
+    errno.ENOTDIR: "a file is where a folder should be",
+    errno.EEXIST: "a file is where a folder should be",
+    errno.EISDIR: "a folder has this name",
+    errno.ENAMETOOLONG: "the name is too long",
+}
 _BLOCK: Final = 1 << 20
 
 
@@ -44,13 +51,14 @@ class HashingFile:
 def write_atomic(path: Path, content: bytes | str | Callable[[HashingFile], None]) -> None:
     """Give `path` new content: after a crash it holds the old or the new, never a part.
 
-    `content` is text, bytes, or a function that writes into an open file.
+    `content` is text, bytes, or a function that writes into an open file. The folder is made.
 
     Raises:
-        ResourceError: the disk is full; what was there before is untouched.
+        ResourceError, InputError: as `writing`; what was there before is untouched.
     """
     temp = _temp_beside(path)
-    with _full_disk_named(path), _gone_on_failure(temp):
+    with writing(path), _gone_on_failure(temp):
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_durable(temp, content)
         temp.replace(path)
         sync_path(path.parent)
@@ -70,6 +78,26 @@ def write_durable(path: Path, content: bytes | str | Callable[[HashingFile], Non
 
 
 @contextmanager
+def writing(path: Path, *, needed: int = 0, hint: str = "") -> Iterator[None]:
+    """A block that writes `path`: what the system refuses of it becomes an error of ours.
+
+    `needed`: bytes the block is going to write, for the message of a full disk. `hint`: where else
+    it could write.
+
+    Raises:
+        ResourceError: the disk is full, or refuses to be written.
+        InputError: nothing can have this path: a file is in the way, or the name is too long.
+    """
+    try:
+        yield
+    except OSError as error:
+        failure = _failure(path, needed, hint, error)
+        if failure is None:
+            raise
+        raise failure from error
+
+
+@contextmanager
 def atomic_folder(target: Path, needed: int = 0) -> Iterator[Path]:
     """A temp folder to fill; when the block ends it becomes `target` (an older one is replaced).
 
@@ -77,11 +105,13 @@ def atomic_folder(target: Path, needed: int = 0) -> Iterator[Path]:
     `needed`: bytes the block is going to write, for the message of a full disk.
 
     Raises:
-        ResourceError: the disk is full; what was there before is untouched.
+        ResourceError, InputError: as `writing`; what was there before is untouched.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     temp = _temp_beside(target)
-    with _full_disk_named(target, needed), _gone_on_failure(temp):
+    with writing(target, needed=needed), _gone_on_failure(temp):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
         temp.mkdir()
         yield temp
         sync_tree(temp)
@@ -171,23 +201,39 @@ def _gone_on_failure(temp: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:  # an interrupt too must leave nothing behind; it goes on upwards
-        if temp.is_dir():
-            shutil.rmtree(temp, ignore_errors=True)
-        else:
-            temp.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written nothing can be deleted either
+            if temp.is_dir():
+                shutil.rmtree(temp, ignore_errors=True)
+            else:
+                temp.unlink(missing_ok=True)
         raise
 
 
-@contextmanager
-def _full_disk_named(path: Path, needed: int = 0) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        free = shutil.disk_usage(path.parent).free
+def _failure(path: Path, needed: int, hint: str, error: OSError) -> HalfbyteError | None:
+    """What a failed write means to whoever chose `path`; None where it says nothing about it."""
+    if error.errno in FULL:
+        folder = next(one for one in path.absolute().parents if one.exists())
+        free = shutil.disk_usage(folder).free
         wants = f"{needed:,} bytes are needed, " if needed else ""
-        raise ResourceError(
+        return ResourceError(
             f"{path}: the disk is full: {wants}{free:,} are free ({error.strerror})",
             "What was saved before is intact. Free some space there, then run the command again.",
-        ) from error
+        )
+    if _is_read(error, path):
+        return None
+    if error.errno in _SHUT:
+        message = f"{path}: cannot be written: {error.strerror}"
+        return ResourceError(message, hint or "Choose another place, or make this one writable.")
+    if error.errno in _NO_PLACE:
+        message = f"{path}: cannot be written: {_NO_PLACE[error.errno]}"
+        return InputError(message, hint or "Choose another path.")
+    return None
+
+
+def _is_read(error: OSError, path: Path) -> bool:
+    """Whether an error names a file that is neither `path`, a folder of it, nor its temp name."""
+    if error.filename is None:
+        return False
+    place = Path(error.filename)
+    temporary = any(part.startswith(TEMP_PREFIX) for part in place.parts)
+    return not temporary and place not in (path, *path.parents)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from halfbyte.errors import InputError, MissingError
-from halfbyte.run.files import remove_folder, remove_temporaries, write_atomic
+from halfbyte.run.files import remove_folder, remove_temporaries, write_atomic, writing
 from halfbyte.run.lock import Holder, holder, locked
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -60,6 +60,7 @@ class RunFolder:
 
         Raises:
             InputError: a run of this name exists, or the name is no file name.
+            ResourceError: nothing can be written there.
         """
         runs = Path(runs)
         if name is not None:
@@ -139,20 +140,17 @@ class RunFolder:
         """
         if self.path.is_symlink():
             raise InputError(f"{self.path}: a link, not a run folder", "Remove the link yourself.")
-        with self.lock():
+        with self.lock(), writing(self.path):
             remove_folder(self.path)
 
 
 def _made(path: Path) -> bool:
     """Create the folder; False if something has that name. Two processes cannot both succeed."""
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError:
-        return False
-    except NotADirectoryError:
-        raise InputError(
-            f"{path.parent}: a file, not a folder for runs", "Set runs=PATH."
-        ) from None
+    with writing(path, hint="Set runs=PATH to a folder that can be written."):
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            return False
     return True
 
 

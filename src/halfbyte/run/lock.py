@@ -17,6 +17,7 @@ from typing import Final
 import psutil
 
 from halfbyte.errors import InputError
+from halfbyte.run.files import writing
 
 # File systems without flock (some FUSE mounts): there the pid and its start time decide.
 _NO_FLOCK: Final = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -47,8 +48,10 @@ def locked(path: Path) -> Iterator[Holder | None]:
 
     Raises:
         InputError: a living process holds it; the message has its pid.
+        ResourceError: the folder cannot be written.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with writing(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         free = _try_flock(handle)
         before = _read(path)

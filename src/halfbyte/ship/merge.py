@@ -20,7 +20,7 @@ from torch import Tensor
 
 from halfbyte.errors import InputError
 from halfbyte.model.adapter_config import WEIGHTS_FILE
-from halfbyte.run.files import atomic_folder, require_space, sha256_of
+from halfbyte.run.files import atomic_folder, require_space, sha256_of, writing
 from halfbyte.ship.companions import Companions
 from halfbyte.ship.deltas import Part, open_parts
 from halfbyte.ship.fidelity import Limits, Scored, compare
@@ -164,11 +164,12 @@ def merge(plan: MergePlan, out: Path, companions: Companions, proof: Proof) -> M
     if not forms:
         raise InputError("merge: the base was not quantized, so there is nothing to dequantize")
     needed = _size(plan) * (len(forms) + 1)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     require_space(out.parent, needed, "the merge")
-    reference = proof.reference()
     outcomes: dict[str, Outcome] = {}
-    with atomic_folder(out, needed) as temp:
+    with atomic_folder(out, needed) as temp:  # first: a folder that cannot be written says so now
+        reference = proof.reference()
 
         def measure(form: Form, dtype: torch.dtype | None, label: str) -> None:
             folder = temp / label

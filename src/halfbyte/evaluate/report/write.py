@@ -28,7 +28,6 @@ def write_report(folder: Path, given: ReportInput) -> list[Path]:
         RESULTS: results + "\n",
         ANSWERS: side_by_side(given),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_atomic(folder / name, text)
     return [folder / name for name in texts]
