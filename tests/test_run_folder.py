@@ -357,3 +357,17 @@ def test_runs_are_listed_shown_and_removed_on_the_command_line(tmp_path: Path) -
 def test_no_runs_is_said_in_words(tmp_path: Path) -> None:
     output = CliRunner().invoke(runs_command, ["list", "--runs", str(tmp_path / "none")]).output
     assert "No run under" in output
+
+
+def test_latest_is_shown_and_is_no_name_to_remove(tmp_path: Path) -> None:
+    """As every command that takes a run, but what is deleted is named."""
+    where = ["--runs", str(tmp_path)]
+    with pytest.raises(MissingError, match="no run under"):
+        RunFolder.find("latest", tmp_path)
+    for age, name in enumerate(("new", "old")):
+        os.utime(RunFolder.create(tmp_path, name, CONFIG).config, (1e9 - age, 1e9 - age))
+    shown = CliRunner().invoke(runs_command, ["show", "latest", *where, "--json"])
+    assert json.loads(shown.output)["summary"]["name"] == "new"
+    refused = CliRunner().invoke(runs_command, ["remove", "latest", *where, "--yes"])
+    assert isinstance(refused.exception, MissingError)
+    assert len(RunFolder.all(tmp_path)) == 2

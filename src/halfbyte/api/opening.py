@@ -19,14 +19,12 @@ from halfbyte.model.adapters import attach, load
 from halfbyte.model.bases import Base
 from halfbyte.model.load import Form, form_of, load_base
 from halfbyte.model.loss import TokenLoss
-from halfbyte.run import Receipt, RunFolder
+from halfbyte.run import LATEST, Receipt, RunFolder
 from halfbyte.train.checkpoint import load_weights
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-LATEST = "latest"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,16 +52,7 @@ def find_run(run: str | Path | RunFolder, runs: str | Path = "runs") -> RunFolde
     Raises:
         MissingError: there is none.
     """
-    if isinstance(run, RunFolder):
-        return run
-    if str(run) == LATEST:
-        known = RunFolder.all(runs)
-        if not known:
-            raise MissingError(
-                f"there is no run under {runs}/ yet", "`halfbyte train demo` makes one."
-            )
-        return known[-1]
-    return RunFolder.open(run, runs)
+    return run if isinstance(run, RunFolder) else RunFolder.find(run, runs)
 
 
 def run_config(run: RunFolder) -> Config:

@@ -140,7 +140,7 @@ def compare(
 @click.option("--data", help="The held-out file of the comparison (default: the run's own rows).")
 @click.option("--runs", default="runs", show_default=True, help="The folder of runs.")
 def report(run: str, data: str | None, runs: str) -> None:
-    """Write the report of RUN's last comparison: HTML, Markdown, JSON and text."""
+    """Write the report of the last comparison of RUN (`latest`: the newest), in four formats."""
     from halfbyte import api
 
     for path in api.report_run(run, runs, data):

@@ -63,8 +63,8 @@ def list_runs(where: str, as_json: bool) -> None:
 @_runs_option
 @_json_option
 def show_run(run: str, where: str, as_json: bool) -> None:
-    """Show one RUN (a name or a path): its state, evaluations, checkpoints and origin."""
-    details = describe(RunFolder.open(run, where))
+    """Show one RUN (`latest`: the newest): its state, evaluations, checkpoints and origin."""
+    details = describe(RunFolder.find(run, where))
     if as_json:
         click.echo(json.dumps(asdict(details), indent=2))
         return
@@ -86,7 +86,8 @@ def show_run(run: str, where: str, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def remove_runs(names: tuple[str, ...], where: str, yes: bool) -> None:
     """Delete one or more runs (names or paths) with all they hold. Asks first."""
-    folders = [RunFolder.open(name, where) for name in names]  # all are known before one goes
+    # all are known before one goes; `latest` names none: what is deleted is said in full
+    folders = [RunFolder.open(name, where) for name in names]
     for folder in folders:
         size = _size(summarize(folder).bytes)
         if not yes:

@@ -91,7 +91,7 @@ _DEFAULT = Limits()
 @click.option("--print-command", is_flag=True, help="With --engine vllm: print it, start nothing.")
 @click.option("--vllm-arg", "extra", multiple=True, help="With --engine vllm: passed on as it is.")
 def serve(model: str, runs: str, engine: str, print_command: bool, **given: Any) -> None:
-    """Serve MODEL, a base or a run whose base it is, with every adapter trained on it.
+    """Serve MODEL, a base or a run (`latest`: the newest), with every adapter trained on its base.
 
     Exits with 0 when all running answers were finished after SIGINT or SIGTERM, with 130 or 143
     when some had to be cut off; with 2, before anything is loaded, when it cannot listen.

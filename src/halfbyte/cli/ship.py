@@ -42,9 +42,10 @@ _TARGETS = ("peft", "safetensors", "gguf", "ollama", "vllm")
 @click.option("--force", is_flag=True, help="Keep the nearest merge even when none is faithful.")
 @click.option("--runs", default="runs", show_default=True, help="The folder of runs.")
 def merge(run: str, runs: str, dtype: str, adapters: tuple[str, ...], **how: Any) -> None:
-    """Merge a run's adapter into its base, and prove on held-out rows that it is the same model.
+    """Merge the adapter of RUN (`latest`: the newest) into its base.
 
-    Leaves merge-report.json; refuses when no merge does what base + adapter does.
+    Proves on held-out rows that it is the same model, and leaves merge-report.json; refuses when
+    no merge does what base + adapter does.
     """
     before_torch()
     from halfbyte import api
@@ -83,7 +84,7 @@ def export(
     answers: bool,
     runs: str,
 ) -> None:
-    """Export a run, open the export again, and compare its token ids and answers."""
+    """Export RUN (`latest`: the newest), open it again, and compare token ids and answers."""
     before_torch()
     from halfbyte import api
 

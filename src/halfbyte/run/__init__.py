@@ -8,13 +8,14 @@ from halfbyte.run.files import (
     sha256_of,
     write_atomic,
 )
-from halfbyte.run.folder import RunFolder
+from halfbyte.run.folder import LATEST, RunFolder
 from halfbyte.run.lock import Holder
 from halfbyte.run.metrics import MetricsLog, read_metrics, rewind
 from halfbyte.run.receipt import Difference, Receipt, Resumption, package_versions
 from halfbyte.run.summary import RunDetails, RunSummary, describe, summarize
 
 __all__ = [
+    "LATEST",
     "Difference",
     "Holder",
     "MetricsLog",

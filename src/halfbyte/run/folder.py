@@ -14,6 +14,7 @@ from halfbyte.run.files import remove_folder, remove_temporaries, write_atomic, 
 from halfbyte.run.lock import Holder, holder, locked
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+LATEST: Final = "latest"
 _STEP: Final = re.compile(r"step-(\d+)")
 
 
@@ -98,6 +99,22 @@ class RunFolder:
             f"{path_or_name}: no such run, neither as a path nor under {runs}/",
             f"Did you mean {' or '.join(near)}?" if near else "`halfbyte runs list` shows them.",
         )
+
+    @classmethod
+    def find(cls, path_or_name: str | Path, runs: str | Path = "runs") -> RunFolder:
+        """As `open`; the name `latest` stands for the newest run under `runs`.
+
+        Raises:
+            MissingError: there is none.
+        """
+        if str(path_or_name) != LATEST:
+            return cls.open(path_or_name, runs)
+        known = cls.all(runs)
+        if not known:
+            raise MissingError(
+                f"there is no run under {runs}/ yet", "`halfbyte train demo` makes one."
+            )
+        return known[-1]
 
     @classmethod
     def all(cls, runs: str | Path) -> list[RunFolder]:
