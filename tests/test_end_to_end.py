@@ -211,8 +211,7 @@ def test_every_recipe_takes_two_steps(base: Path, tmp_path: Path, name: str) -> 
         (["train", "model.base=mistral-7b"], 4, "halfbyte models pull mistral-7b"),
         (["train", "data.train=missing.jsonl"], 2, "missing.jsonl"),
         (["generate", "no-such-run", "Hello"], 2, "neither a run nor a base"),
-        (["resume", "no-such-run"], 4, "no such run"),
-        (["generate", "latest", "Hello", "--runs", "nowhere"], 4, "no run"),
+        (["generate", "latest", "Hello", "--runs", "nowhere"], 2, "no run"),
         (["train", "--wrong"], 2, "No such option"),
     ],
 )
@@ -234,6 +233,61 @@ def test_what_is_wrong_is_said(
     assert text in printed
     assert "Traceback" not in printed
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("resume",),
+        ("compare",),
+        ("eval",),
+        ("report",),
+        ("merge",),
+        ("export", "--to", "peft"),
+        ("generate", "Hello"),
+        ("chat",),
+        ("serve", "--port", "0"),
+        ("runs", "show"),
+        ("runs", "remove"),
+    ],
+    ids=" ".join,
+)
+def test_a_run_that_is_nowhere_is_bad_input_for_every_command(
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Exit code 2 and one error with a next move, whichever command the name was given to."""
+    monkeypatch.chdir(tmp_path)
+    place = 2 if words[0] == "runs" else 1
+    with pytest.raises(SystemExit) as stopped:
+        main([*words[:place], "no-such-run", *words[place:]])
+    printed = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2
+    assert printed.startswith("error: no-such-run: n")
+    assert "\nnext:  " in printed
+
+
+def test_an_unfinished_run_is_something_to_finish_first(
+    base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 4, whichever command wants its result; a step it never saved is bad input."""
+    words = (f"model.base={base}", f"data.train={rows}", f"runs={tmp_path}", "name=half")
+    api.prepare_training(load_config(None, words))
+    wanted = [
+        (["compare", "half"], 4, "no result yet"),
+        (["merge", "half"], 4, "no result yet"),
+        (["generate", "half", "Hello"], 4, "no result yet"),
+        (["chat", "half"], 4, "no result yet"),
+        (["report", "half"], 4, "not compared"),
+        (["generate", "half@7", "Hello"], 2, "no checkpoint at step 7"),
+        (["compare", "half", "--step", "7"], 2, "no checkpoint at step 7"),
+    ]
+    for command, code, text in wanted:
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, "--runs", str(tmp_path)])
+        assert (stopped.value.code, text in capsys.readouterr().err) == (code, True), command
 
 
 def test_compare_writes_evidence_and_report(base: Path, rows: Path, tmp_path: Path) -> None:

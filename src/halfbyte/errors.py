@@ -2,11 +2,12 @@
 
 HalfbyteError
 ├── InputError      exit 2   what the user gave is wrong
+│   ├── NoRunError           the name of a run that is nowhere (a MissingError too)
 │   ├── ConfigError          a recipe or an override; holds every fault found
 │   ├── DataError            a data file or its rows
 │   └── IntegrityError       a file that is not what it should be: damaged, foreign or hostile
-├── ResourceError   exit 3   memory or disk does not suffice
-├── MissingError    exit 4   a base, an optional package or a file that must be fetched first
+├── ResourceError   exit 3   memory or disk does not suffice, or is not ours to write
+├── MissingError    exit 4   a base, a package or a result that must be fetched or made first
 ├── TrainingError   exit 5   a training that cannot go on (non-finite losses)
 ├── GateError       exit 6   the evidence asked for by `--require` is not there
 └── Interrupted     exit 130 or 143   stopped by SIGINT or SIGTERM, after saving
@@ -25,6 +26,7 @@ __all__ = [
     "IntegrityError",
     "Interrupted",
     "MissingError",
+    "NoRunError",
     "ResourceError",
     "TrainingError",
 ]
@@ -71,15 +73,19 @@ class IntegrityError(_Faults):
 
 
 class ResourceError(HalfbyteError):
-    """Memory or disk does not suffice."""
+    """Memory or disk does not suffice, or the disk refuses to be written."""
 
     exit_code = 3
 
 
 class MissingError(HalfbyteError):
-    """Something must be fetched or installed first; the hint is the command that does it."""
+    """Something must be fetched, installed or made first; the hint is the command that does it."""
 
     exit_code = 4
+
+
+class NoRunError(InputError, MissingError):
+    """There is no such run: a wrong name, for whoever gave it; missing, for who looked for it."""
 
 
 class TrainingError(HalfbyteError):

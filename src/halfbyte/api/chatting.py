@@ -53,8 +53,8 @@ class Chat:
         """A run's adapter answers from now on; it is loaded if it was not yet.
 
         Raises:
-            InputError: the run was trained on another base, or fully.
-            MissingError, IntegrityError: there is no such run, or its adapter does not fit.
+            InputError: there is no such run, or it was trained fully.
+            IntegrityError: its adapter does not fit.
         """
         if name not in self.adapters:
             run = find_run(name, self._runs)

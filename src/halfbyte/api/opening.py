@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from halfbyte.config import Config, load_config
 from halfbyte.data.templates import Template
-from halfbyte.errors import HalfbyteError, InputError, IntegrityError, MissingError
+from halfbyte.errors import HalfbyteError, InputError, IntegrityError, MissingError, NoRunError
 from halfbyte.model import bases
 from halfbyte.model.adapter_files import DEFAULT
 from halfbyte.model.adapters import attach, load
@@ -50,7 +50,7 @@ def find_run(run: str | Path | RunFolder, runs: str | Path = "runs") -> RunFolde
     """A run by path or name; `latest` is the newest one under `runs`.
 
     Raises:
-        MissingError: there is none.
+        NoRunError: there is none.
     """
     return run if isinstance(run, RunFolder) else RunFolder.find(run, runs)
 
@@ -88,7 +88,8 @@ def open_run(
     With `step`, the weights are those of the checkpoint at that step.
 
     Raises:
-        MissingError: no such run or checkpoint, or it has not finished yet.
+        NoRunError, InputError: no such run or checkpoint.
+        MissingError: it has not finished yet.
         IntegrityError: base, template or adapter are not those of the training.
     """
     folder = find_run(run, runs)
@@ -115,8 +116,8 @@ def open_run(
 def _at_step(run: RunFolder, config: Config, model: Any, step: int) -> Any:
     path = run.checkpoint(step)
     if not path.is_dir():
-        known = ", ".join(str(number) for number, _ in run.checkpoint_steps())
-        raise MissingError(f"{run.path}: no checkpoint at step {step}", f"There are: {known}.")
+        known = ", ".join(str(number) for number, _ in run.checkpoint_steps()) or "none"
+        raise InputError(f"{run.path}: no checkpoint at step {step}", f"There are: {known}.")
     if config.method != "full":
         model = attach(model, config.lora, config.train.seed)
     load_weights(TokenLoss(model), path)
@@ -176,14 +177,14 @@ def open_any(name: str, runs: str | Path = "runs") -> Opened:
     (`BASE@nf4`, `@fp4` or `@int8`: quantized).
 
     Raises:
-        InputError: it is neither.
-        MissingError: the run has no such checkpoint, or `latest` finds no run.
+        InputError: it is neither, or the run has no such checkpoint.
+        MissingError: the run has not finished yet, or the base must be fetched first.
     """
     plain, _, after = name.partition("@")
     step = int(after) if after.isdigit() else None
     try:
         run = find_run(name if step is None else plain, runs)
-    except MissingError as no_run:
+    except NoRunError as no_run:
         if plain == LATEST:
             raise
         try:

@@ -69,8 +69,9 @@ class Commands(click.Group):
 def cli() -> None:
     """Fine-tune open language models, and prove on held-out rows that the result is better.
 
-    Exit codes: 0 done, 2 bad input, 3 memory or disk short, 4 something to fetch or install
-    first, 5 training cannot go on, 6 evidence not there, 130 or 143 stopped after saving.
+    Exit codes: 0 done, 2 bad input, 3 memory or disk short or refused, 4 something to fetch,
+    install or finish first, 5 training cannot go on, 6 evidence not there, 130 or 143 stopped
+    after saving.
     """
 
 

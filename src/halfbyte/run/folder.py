@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from halfbyte.errors import InputError, MissingError
+from halfbyte.errors import InputError, NoRunError
 from halfbyte.run.files import remove_folder, remove_temporaries, write_atomic, writing
 from halfbyte.run.lock import Holder, holder, locked
 
@@ -86,7 +86,7 @@ class RunFolder:
         """The run at a path (or at the path of something in it), or of this name under `runs`.
 
         Raises:
-            MissingError: there is none; the hint names similar ones.
+            NoRunError: there is none; the hint names similar ones.
         """
         given = Path(path_or_name)
         around = (given, *given.resolve().parents[:2]) if given.exists() else ()
@@ -95,7 +95,7 @@ class RunFolder:
                 return cls(candidate)
         known = [run.name for run in cls.all(runs)]
         near = difflib.get_close_matches(str(path_or_name), known, n=3, cutoff=0.4)
-        raise MissingError(
+        raise NoRunError(
             f"{path_or_name}: no such run, neither as a path nor under {runs}/",
             f"Did you mean {' or '.join(near)}?" if near else "`halfbyte runs list` shows them.",
         )
@@ -105,13 +105,13 @@ class RunFolder:
         """As `open`; the name `latest` stands for the newest run under `runs`.
 
         Raises:
-            MissingError: there is none.
+            NoRunError: there is none.
         """
         if str(path_or_name) != LATEST:
             return cls.open(path_or_name, runs)
         known = cls.all(runs)
         if not known:
-            raise MissingError(
+            raise NoRunError(
                 f"there is no run under {runs}/ yet", "`halfbyte train demo` makes one."
             )
         return known[-1]
