@@ -51,10 +51,20 @@ def receipt(**given: object) -> Receipt:
 
 
 def test_a_name_that_exists_is_refused_and_a_stem_gets_a_number(tmp_path: Path) -> None:
-    RunFolder.create(tmp_path, "one", CONFIG)
-    with pytest.raises(InputError, match="exists already") as caught:
+    """Only an unfinished run can be gone on with, and that is said to be on its own data."""
+    run = RunFolder.create(tmp_path, "one", CONFIG)
+    with pytest.raises(InputError, match="exists already, and is not finished") as caught:
         RunFolder.create(tmp_path, "one", CONFIG)
-    assert "halfbyte resume" in caught.value.hint
+    assert "on its own data and with its own settings: halfbyte resume" in caught.value.hint
+    for result in (run.adapter, run.model):
+        result.mkdir()
+        with pytest.raises(InputError, match="exists already, and is finished") as caught:
+            RunFolder.create(tmp_path, "one", CONFIG)
+        assert caught.value.hint == "Choose another name=NAME."
+        result.rmdir()
+    (tmp_path / "other").touch()
+    with pytest.raises(InputError, match="exists already, and is no run"):
+        RunFolder.create(tmp_path, "other", CONFIG)
     names = [RunFolder.create(tmp_path, None, CONFIG, "org/a b!").name for _ in range(3)]
     assert names == ["org-a-b", "org-a-b-2", "org-a-b-3"]
 

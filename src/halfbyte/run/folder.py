@@ -67,10 +67,7 @@ class RunFolder:
         if name is not None:
             folder = cls(runs / _checked(name))
             if not _made(folder.path):
-                raise InputError(
-                    f"{folder.path}: this run exists already",
-                    f"Go on with it (halfbyte resume {folder.path}), or choose another name=NAME.",
-                )
+                raise _taken(folder)
         else:
             stem = _checked(re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:90] or "run")
             folder = next(
@@ -159,6 +156,21 @@ class RunFolder:
             raise InputError(f"{self.path}: a link, not a run folder", "Remove the link yourself.")
         with self.lock(), writing(self.path):
             remove_folder(self.path)
+
+
+def _taken(run: RunFolder) -> InputError:
+    """The refusal of a name; to go on with a run is no way to train it on anything else."""
+    if not run.config.is_file():
+        return InputError(f"{run.path}: exists already, and is no run", "Choose another name=NAME.")
+    if run.adapter.is_dir() or run.model.is_dir():
+        return InputError(
+            f"{run.path}: this run exists already, and is finished", "Choose another name=NAME."
+        )
+    return InputError(
+        f"{run.path}: this run exists already, and is not finished",
+        f"Choose another name=NAME; or go on with that run, on its own data and with its own "
+        f"settings: halfbyte resume {run.path}",
+    )
 
 
 def _made(path: Path) -> bool:
