@@ -213,6 +213,10 @@ def test_every_recipe_takes_two_steps(base: Path, tmp_path: Path, name: str) -> 
         (["generate", "no-such-run", "Hello"], 2, "neither a run nor a base"),
         (["generate", "latest", "Hello", "--runs", "nowhere"], 2, "no run"),
         (["train", "--wrong"], 2, "No such option"),
+        (["resume", "first", "train.max_steps=9"], 2, "It reads: halfbyte resume [OPTIONS] RUN"),
+        (["merge"], 2, "`halfbyte merge --help` says more"),
+        (["trian"], 2, "It reads: halfbyte [OPTIONS] COMMAND"),
+        (["serve", "--print-command"], 2, "go with --engine vllm"),
     ],
 )
 def test_what_is_wrong_is_said(
@@ -231,8 +235,19 @@ def test_what_is_wrong_is_said(
     assert stopped.value.code == code
     printed = capsys.readouterr().err
     assert text in printed
+    assert "error: " in printed
+    assert "Error: " not in printed
+    assert "\nnext:  " in printed
     assert "Traceback" not in printed
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_command_group_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """That is no error to be explained."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["runs"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("Usage: halfbyte runs")
 
 
 @pytest.mark.parametrize(

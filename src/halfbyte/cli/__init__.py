@@ -76,7 +76,7 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Run a command; every halfbyte error becomes its message and its exit code."""
+    """Run a command; every error of ours, or of the words typed, is said and has its exit code."""
     if arguments is None:
         if _program(sys.argv[1:]):
             alloc.restart()
@@ -88,20 +88,36 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return cli.main(args=arguments, prog_name="halfbyte", standalone_mode=False)
     except HalfbyteError as error:
-        click.echo(click.style("error: ", fg="red", bold=True) + error.message, err=True)
-        if error.hint:
-            click.echo(click.style("next:  ", fg="cyan") + error.hint, err=True)
+        _say(error.message, error.hint)
         sys.exit(error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        _say(error.format_message(), _usage(getattr(error, "ctx", None)))
         sys.exit(2)
     except BrokenPipeError:  # `halfbyte … | head` closes our output: that is no error
         sys.stderr.close()
         sys.exit(0)
+
+
+def _say(message: str, hint: str) -> None:
+    """What happened and what to do next, on stderr."""
+    click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
+    if hint:
+        click.echo(click.style("next:  ", fg="cyan") + hint, err=True)
+
+
+def _usage(context: click.Context | None) -> str:
+    """How the command that was typed wrongly is typed."""
+    if context is None:
+        return "`halfbyte --help` lists the commands."
+    words = " ".join((context.command_path, *context.command.collect_usage_pieces(context)))
+    return f"It reads: {words} (`{context.command_path} --help` says more)."
 
 
 def _program(words: list[str]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from halfbyte.cli.heavy import before_torch
-from halfbyte.errors import MissingError
+from halfbyte.errors import InputError, MissingError
 from halfbyte.importing import uncollected
 from halfbyte.serve import Keys, Limits, ServeSettings
 from halfbyte.serve.listening import listening
@@ -117,7 +117,9 @@ def serve(model: str, runs: str, engine: str, print_command: bool, **given: Any)
     if engine == "vllm":
         _vllm(settings, given["extra"], print_command)
     elif given["extra"] or print_command:
-        raise click.UsageError("--vllm-arg and --print-command go with --engine vllm")
+        raise InputError(
+            "--vllm-arg and --print-command go with --engine vllm", "Add it, or leave them out."
+        )
     else:
         _serve(settings)
 

@@ -53,7 +53,12 @@ def train(context: click.Context, recipe: tuple[str, ...], compare: bool, quiet:
 @click.option("--force", is_flag=True, help="Go on although data, base or settings changed.")
 @click.option("--quiet", is_flag=True, help="Only say where the run is.")
 def resume(run: str, runs: str, force: bool, quiet: bool) -> None:
-    """Go on with a stopped RUN from its newest checkpoint (`latest`: the newest run)."""
+    """Go on with a stopped RUN from its newest checkpoint (`latest`: the newest run).
+
+    It takes no settings: they are those in RUN/config.yaml. To train longer or otherwise, change
+    them there and resume with --force; the receipt then says what was changed. Where runs are, how
+    often they save and how much is computed at once may change without it.
+    """
     before_torch()
     from halfbyte import api
 
