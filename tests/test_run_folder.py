@@ -364,6 +364,15 @@ def test_runs_are_listed_shown_and_removed_on_the_command_line(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+def test_data_that_was_not_given_is_not_shown(tmp_path: Path) -> None:
+    """Without a file of held-out rows there is no line for one."""
+    run = RunFolder.create(tmp_path, "one", CONFIG)
+    receipt(data={"train": "11", "valid": ""}).write(run.receipt)
+    text = CliRunner().invoke(runs_command, ["show", "one", "--runs", str(tmp_path)]).output
+    assert "train data" in text
+    assert "valid data" not in text
+
+
 def test_no_runs_is_said_in_words(tmp_path: Path) -> None:
     output = CliRunner().invoke(runs_command, ["list", "--runs", str(tmp_path / "none")]).output
     assert "No run under" in output

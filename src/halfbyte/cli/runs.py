@@ -118,7 +118,8 @@ def _receipt_facts(details: RunDetails) -> Iterator[tuple[str, str]]:
     yield "seed", str(receipt["seed"])
     yield "device", f"{receipt['device']}, {receipt['threads']} threads"
     for part, digest in receipt["data"].items():
-        yield f"{part} data", f"sha256 {digest[:16]}…"
+        if digest:  # empty: no file of its own played this part
+            yield f"{part} data", f"sha256 {digest[:16]}…"
     yield "versions", ", ".join(f"{name} {text}" for name, text in receipt["versions"].items())
     for one in receipt["resumed"]:
         forced = f", forced over: {'; '.join(one['differences'])}" if one["forced"] else ""
