@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from halfbyte.cli.runs import runs as runs_command
 from halfbyte.errors import InputError, IntegrityError, MissingError, ResourceError
@@ -371,6 +372,26 @@ def test_data_that_was_not_given_is_not_shown(tmp_path: Path) -> None:
     text = CliRunner().invoke(runs_command, ["show", "one", "--runs", str(tmp_path)]).output
     assert "train data" in text
     assert "valid data" not in text
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_state_and_date_of_a_listed_run_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """Also in a terminal of 80 columns, with names as long as they are made."""
+    monkeypatch.setattr("halfbyte.cli.runs.console", lambda **_: Console(width=width))
+    name = "smollm2-135m-instruct-qlora-20261122-100000"
+    run = RunFolder.create(tmp_path, name, CONFIG)
+    receipt().write(run.receipt)
+    with MetricsLog(run.metrics) as log:
+        log.append({"event": "started", "step": 0, "steps": 12000})
+        log.append({"event": "stopped", "step": 11000, "signal": 2})
+    lines = CliRunner().invoke(runs_command, ["list", "--runs", str(tmp_path)]).output.splitlines()
+    assert max(map(len, lines)) <= width
+    for whole in ("interrupted", "2026-11-22 10:00", "11000/12000"):
+        assert whole in lines[1]
+    assert "".join(line[: len(name)].split(" ")[0] for line in lines[1:]) == name
+    assert ("method" in lines[0]) == (width > 80)
 
 
 def test_no_runs_is_said_in_words(tmp_path: Path) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Final
 
 import click
-from rich.console import Console
+from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
+from halfbyte.cli.show import console
 from halfbyte.run import RunDetails, RunFolder, RunSummary, describe, summarize
 
 _STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow", "stopped": "red"}
+_WIDE: Final = 100  # columns of a terminal; in fewer, a list leaves to `runs show` what it can
+_LEFT_OUT: Final = ("method", "base", "loss")
 _runs_option = click.option(
     "--runs", "where", default="runs", show_default=True, help="The folder that holds the runs."
 )
@@ -37,25 +41,8 @@ def list_runs(where: str, as_json: bool) -> None:
     if not found:
         click.echo(f"No run under {where}/ yet; `halfbyte train` makes one.")
         return
-    table = Table(box=None, pad_edge=False)
-    for name in ("run", "status", "method", "base"):
-        table.add_column(name, overflow="fold")
-    for name in ("step", "loss", "held-out", "size"):
-        table.add_column(name, justify="right")
-    table.add_column("created")
-    for one in found:
-        table.add_row(
-            escape(one.name),
-            f"[{_STYLES.get(one.status, 'dim')}]{one.status}[/]",
-            one.method,
-            escape(one.base),
-            f"{one.step}/{one.steps or '?'}",
-            _number(one.loss),
-            _number(one.held_out),
-            _size(one.bytes),
-            one.created[:16].replace("T", " "),
-        )
-    Console().print(table)
+    out = console(stderr=False)
+    out.print(_listed([_row(one) for one in found], narrow=out.width < _WIDE))
 
 
 @runs.command("show")
@@ -68,16 +55,16 @@ def show_run(run: str, where: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(details), indent=2))
         return
-    console = Console()
+    out = console(stderr=False)
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="dim")
     for name, value in (*_summary_facts(details.summary), *_receipt_facts(details)):
         facts.add_row(name, escape(value))
-    console.print(facts)
+    out.print(facts)
     for table in (_evaluations(details), _checkpoints(details), _contents(details)):
         if table.row_count:
-            console.print()
-            console.print(table)
+            out.print()
+            out.print(table)
 
 
 @runs.command("remove")
@@ -94,6 +81,34 @@ def remove_runs(names: tuple[str, ...], where: str, yes: bool) -> None:
             click.confirm(f"Delete {folder.path} ({size})?", abort=True)
         folder.remove()
         click.echo(f"Deleted {folder.path} ({size}).")
+
+
+def _row(one: RunSummary) -> dict[str, str]:
+    return {
+        "run": escape(one.name),
+        "status": f"[{_STYLES.get(one.status, 'dim')}]{one.status}[/]",
+        "method": one.method,
+        "base": escape(one.base),
+        "step": f"{one.step}/{one.steps or '?'}",
+        "loss": _number(one.loss),
+        "held-out": _number(one.held_out),
+        "size": _size(one.bytes),
+        "created": one.created[:16].replace("T", " "),
+    }
+
+
+def _listed(rows: list[dict[str, str]], *, narrow: bool) -> Table:
+    """One line a run; where there is no room, names go on in the next line, figures never."""
+    table = Table(box=None, pad_edge=False)
+    names = [name for name in rows[0] if not (narrow and name in _LEFT_OUT)]
+    for name in names:
+        figures = name in ("step", "loss", "held-out", "size")
+        folds = name in ("run", "base")
+        justify: JustifyMethod = "right" if figures else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=not folds)
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
+    return table
 
 
 def _summary_facts(one: RunSummary) -> Iterator[tuple[str, str]]:
