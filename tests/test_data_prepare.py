@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,18 @@ def prepared(tmp_path: Path, rows: Sequence[Row], **changes: Any) -> Prepared:
 
 def entries(tmp_path: Path) -> set[str]:
     return {path.name for path in (tmp_path / "cache" / "encoded").iterdir() if path.is_dir()}
+
+
+def test_what_a_killed_preparation_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    """Of the same rows only: another process may be preparing others."""
+    prepared(tmp_path, [qa(i) for i in range(9)])
+    (folder,) = (tmp_path / "cache" / "encoded" / name for name in entries(tmp_path))
+    left, others = (folder.with_name(f".tmp-{name}-1-a") for name in (folder.name, "0" * 32))
+    for path in (left, others):
+        (path / "rows").mkdir(parents=True)
+    shutil.rmtree(folder)
+    prepared(tmp_path, [qa(i) for i in range(9)])
+    assert entries(tmp_path) == {folder.name, others.name}
 
 
 def test_every_row_is_encoded_as_the_template_does(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 
 from halfbyte import api
 from halfbyte.api.planning import plan_training
@@ -22,6 +23,7 @@ from halfbyte.config import load_config
 from halfbyte.config.recipes import find, shipped
 from halfbyte.errors import InputError, ResourceError
 from halfbyte.run import RunFolder, read_metrics
+from halfbyte.train import Dropped, Evaluated, Finished
 from halfbyte.train.state import MicroBatch
 from tests.tiny import tiny_base
 
@@ -153,6 +155,34 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
         assert found == wanted, f"stopped at {stop}"
         steps = [r["step"] for r in read_metrics(training.run.metrics) if r["event"] == "stepped"]
         assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_damaged_best_checkpoint_leaves_a_run_with_its_last_weights(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    """It is set aside and said; the result is that of the last step, and its card's loss too."""
+    words = (f"model.base={base}", f"data.train={rows}", f"runs={tmp_path / 'runs'}", "name=one")
+    more = ("train.max_steps=4", "train.batch_size=4", "train.eval_every=1", "train.save_every=1")
+    steep = ("train.learning_rate=60", "train.schedule=constant", "train.warmup=0")
+    training = api.prepare_training(load_config(None, (*words, *more, *steep)))
+    events = []
+    for event in training.events():
+        events.append(event)
+        if isinstance(event, Finished):
+            assert event.best_step not in (None, 4)
+            path = training.run.checkpoint(event.best_step) / "weights.safetensors"
+            path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    dropped = events[-1]
+    assert isinstance(dropped, Dropped)
+    assert (dropped.step, dropped.best_step) == (4, int(path.parent.name[-6:]))
+    assert "weights.safetensors" in dropped.reason
+    assert (path.parents[1] / f"damaged-{path.parent.name}").is_dir()
+    result = load_file(training.run.adapter / "adapter_model.safetensors")
+    last = load_file(training.run.checkpoint(4) / "weights.safetensors")
+    sums = (sorted(float(one.double().sum()) for one in some.values()) for some in (result, last))
+    assert next(sums) == next(sums)
+    losses = [one.loss for one in events if isinstance(one, Evaluated)]
+    assert f"| loss | {losses[-1]:.4f} |" in (training.run.adapter / "README.md").read_text()
 
 
 def test_changed_data_refuses_to_resume(base: Path, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -212,6 +214,25 @@ def test_a_failpoint_that_is_none_is_an_error() -> None:
 
 
 # metrics
+
+
+def test_a_full_disk_under_the_metrics_is_an_error_of_ours_and_said_once(tmp_path: Path) -> None:
+    """Not once more when the file is closed; what was written before stays readable."""
+    path = tmp_path / "metrics.jsonl"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    log = MetricsLog(path)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        log.append({"event": "stepped", "step": 1})
+        with pytest.raises(ResourceError, match="disk is full"):
+            log.append({"event": "stepped", "step": 2, "text": "c" * 1000})
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.stat().st_size == 1000
+    assert [one["step"] for one in read_metrics(path)] == [1]
 
 
 def test_a_torn_last_line_is_mended_and_each_step_is_there_once_after_a_rewind(

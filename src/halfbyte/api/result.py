@@ -22,8 +22,11 @@ def write_result(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     data: Prepared,
+    step: int,
 ) -> None:
-    """Write `adapter/` (PEFT format) or, for full training, `model/`, whole or not at all."""
+    """Write `adapter/` (PEFT format) or, for full training, `model/`, whole or not at all. `step`:
+    whose weights `model` has.
+    """
     target = run.model if config.method == "full" else run.adapter
     with atomic_folder(target, 0) as folder:
         if config.method == "full":
@@ -34,7 +37,7 @@ def write_result(
         generation = getattr(model, "generation_config", None)
         if generation is not None:
             generation.save_pretrained(folder)
-        (folder / "README.md").write_text(_card(run, config, data), encoding="utf-8")
+        (folder / "README.md").write_text(_card(run, config, data, step), encoding="utf-8")
 
 
 def copy_template(tokenizer: PreTrainedTokenizerBase, template: Template, folder: Any) -> None:
@@ -47,7 +50,7 @@ def copy_template(tokenizer: PreTrainedTokenizerBase, template: Template, folder
         tokenizer.chat_template = before
 
 
-def _card(run: RunFolder, config: Config, data: Prepared) -> str:
+def _card(run: RunFolder, config: Config, data: Prepared, step: int) -> str:
     entry = find(config.model.base)
     settings = {
         "rows": f"{len(data.train):,} of {config.data.train} ({len(data.valid):,} held out)",
@@ -68,14 +71,14 @@ def _card(run: RunFolder, config: Config, data: Prepared) -> str:
         config.method,
         config.method == "full",
         settings,
-        _held_out_losses(run),
+        _held_out_losses(run, step),
     )
     return model_card(facts)
 
 
-def _held_out_losses(run: RunFolder) -> dict[str, object]:
-    """The held-out loss before training, and the best one."""
-    losses = [one["loss"] for one in read_metrics(run.metrics) if one["event"] == "evaluated"]
-    if not losses:
-        return {}
-    return {"loss before": f"{losses[0]:.4f}", "loss": f"{min(losses):.4f}"}
+def _held_out_losses(run: RunFolder, step: int) -> dict[str, object]:
+    """The held-out loss before training and at a step, as far as they are finite numbers."""
+    evaluated = (one for one in read_metrics(run.metrics) if one["event"] == "evaluated")
+    losses = {one["step"]: one["loss"] for one in evaluated}
+    found = {"loss before": losses.get(0), "loss": losses.get(step)}
+    return {name: f"{loss:.4f}" for name, loss in found.items() if loss is not None}

@@ -23,6 +23,7 @@ from halfbyte.config import Config, Resolved, write_config
 from halfbyte.data.batches import MicroLimits, plan_step
 from halfbyte.data.example_json import dump_example
 from halfbyte.data.prepare import Prepared, prepare
+from halfbyte.errors import IntegrityError
 from halfbyte.model import bases
 from halfbyte.model.adapters import attach
 from halfbyte.model.arrange import Arrangement
@@ -35,6 +36,7 @@ from halfbyte.model.memory import ModelSummary, summarize
 from halfbyte.model.shape import Shape, shape_of
 from halfbyte.run import Receipt, Resumption, RunFolder, write_atomic
 from halfbyte.train import (
+    Dropped,
     Event,
     Hooks,
     JsonLines,
@@ -56,6 +58,7 @@ from halfbyte.train import (
     prepare_state,
     require_disk,
     resume,
+    set_aside,
 )
 
 if TYPE_CHECKING:
@@ -112,12 +115,12 @@ class Training:
             if self.main:
                 held.enter_context(self.run.lock())
             yield from observe(self._all_events(hooks), self._observers())
-            self._finish()
 
     def _all_events(self, hooks: Hooks) -> Iterator[Event]:
         if self.resumed is not None:
             yield self.resumed
         yield from fit(self.state, self.source, self.update, hooks)
+        yield from self._finish()
 
     def _observers(self) -> list[Observer]:
         """What is written down of a training; other processes only compute."""
@@ -142,16 +145,32 @@ class Training:
 
         return lambda: held_out_loss(self.state, batches, len(valid), lambda: bool(stop.signal))
 
-    def _finish(self) -> None:
+    def _finish(self) -> Iterator[Event]:
         """The best (or last) weights into the run's result folder."""
-        best = self.state.progress.best_step
-        last = self.state.progress.step
-        if self.summary.config.train.keep_best and best is not None and best != last:
-            load_weights(self.state.bare, self.run.checkpoint(best))
+        best, step = self.state.progress.best_step, self.state.progress.step
+        if self.summary.config.train.keep_best and best not in (None, step):
+            dropped = self._best(best)
+            if dropped is None:
+                step = best
+            else:
+                yield dropped
         if self.main:
-            model = self.state.bare.model
-            write_result(self.run, self.summary.config, model, self.tokenizer, self.summary.data)
+            config, model = self.summary.config, self.state.bare.model
+            write_result(self.run, config, model, self.tokenizer, self.summary.data, step)
         self.state.accelerator.wait_for_everyone()
+
+    def _best(self, step: int) -> Dropped | None:
+        """Put the weights of the best step into the model; where its checkpoint is damaged, the
+        model keeps those of the last."""
+        path = self.run.checkpoint(step)
+        try:
+            load_weights(self.state.bare, path)
+        except IntegrityError as error:
+            self.state.accelerator.wait_for_everyone()  # nobody may still read it
+            if self.main and path.is_dir():
+                set_aside(path)
+            return Dropped(self.state.progress.step, step, error.message)
+        return None
 
 
 def prepare_training(resolved: Resolved) -> Training:

@@ -21,7 +21,7 @@ from halfbyte.data.report import Report, SetReport
 from halfbyte.data.sources import find_source, find_sources
 from halfbyte.data.templates import Template
 from halfbyte.errors import ResourceError
-from halfbyte.run.files import atomic_folder, remove_folder
+from halfbyte.run.files import atomic_folder, remove_folder, remove_leftovers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -138,6 +138,7 @@ def _cached(folder: Path, fill: Callable[[Path, Path], None], opened: Callable[[
                     return opened(folder)
                 except (OSError, ValueError, EOFError):
                     remove_folder(folder)
+            remove_leftovers(folder)
             with atomic_folder(folder) as temp, _few_collections():
                 fill(temp, folder)
             return opened(folder)

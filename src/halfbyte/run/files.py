@@ -146,6 +146,13 @@ def remove_temporaries(folder: Path) -> list[Path]:
     return gone
 
 
+def remove_leftovers(target: Path) -> None:
+    """Delete what killed writers of `target` left beside it; only for the holder of its lock."""
+    for path in target.parent.iterdir():
+        if path.name.startswith(f"{TEMP_PREFIX}{target.name}-"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def sync_path(path: Path) -> None:
     """Push a file's content, or a folder's entries, to the disk: a rename is durable only then."""
     failpoints.reach("sync")

@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
-from halfbyte.run.files import write_atomic
+from halfbyte.run.files import write_atomic, writing
 
 Record = dict[str, Any]
 
@@ -17,18 +17,27 @@ Record = dict[str, Any]
 class MetricsLog:
     """The open end of a metrics file; each `append` reaches the operating system at once.
 
-    A line that survives a killed process is whole, except perhaps the last: opening mends that.
+    A line that survives a killed process or a full disk is whole, except perhaps the last: opening
+    mends that.
     """
 
     def __init__(self, path: Path) -> None:
         if path.exists() and not path.read_bytes().endswith(b"\n"):
             keep_lines(path, lambda _: True)
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._path = path
+        # without a buffer: what could not be written is not tried once more in the end
+        self._file = path.open("ab", buffering=0)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one event. Numbers that are not finite become null: JSON has no word for them."""
-        self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
-        self._file.flush()
+        """Write one event. Numbers that are not finite become null: JSON has no word for them.
+
+        Raises:
+            ResourceError: the disk is full, or refuses to be written.
+        """
+        line = memoryview(json.dumps(_finite(record), allow_nan=False).encode() + b"\n")
+        with writing(self._path):
+            while line:
+                line = line[self._file.write(line) :]
 
     def close(self) -> None:
         """Close the file."""

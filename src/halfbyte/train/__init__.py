@@ -1,8 +1,17 @@
 """Training: a loop that yields events, exact checkpoints, and the consumers of events."""
 
-from halfbyte.train.checkpoint import Found, Saver, fault, load_weights, newest_verified, resume
+from halfbyte.train.checkpoint import (
+    Found,
+    Saver,
+    fault,
+    load_weights,
+    newest_verified,
+    resume,
+    set_aside,
+)
 from halfbyte.train.console import ConsoleProgress
 from halfbyte.train.events import (
+    Dropped,
     Evaluated,
     Event,
     Finished,
@@ -40,6 +49,7 @@ from halfbyte.train.state import (
 
 __all__ = [
     "ConsoleProgress",
+    "Dropped",
     "Evaluated",
     "Event",
     "Finished",
@@ -81,5 +91,6 @@ __all__ = [
     "require_disk",
     "require_memory",
     "resume",
+    "set_aside",
     "to_record",
 ]

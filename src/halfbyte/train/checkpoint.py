@@ -194,13 +194,18 @@ def resume(state: State, run: RunFolder, notes: Sequence[str] = ()) -> Resumed |
     state.accelerator.wait_for_everyone()  # nobody may still read what is renamed now
     if state.accelerator.is_main_process:
         for path, _ in found.damaged:
-            path.replace(_free_name(path.with_name(f"damaged-{path.name}")))
+            set_aside(path)
         again = found.step is not None and state.progress.evaluated_at != found.step
         rewind(run.metrics, found.step, drop=("evaluated",) if again else ())
     state.accelerator.wait_for_everyone()
     if found.step is None or found.path is None:
         return None
     return Resumed(found.step, str(found.path), damaged, tuple(notes))
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged checkpoint the name `damaged-…`, so that nobody takes it for whole."""
+    return path.replace(_free_name(path.with_name(f"damaged-{path.name}")))
 
 
 def restore(state: State, path: Path) -> None:

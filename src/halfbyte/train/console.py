@@ -119,6 +119,10 @@ def _notices(event: Event) -> Iterator[tuple[str, str]]:
                 yield f"damaged, left aside: {text}", "yellow"
             for text in event.notes:
                 yield text, "yellow"
+        case events.Dropped():
+            yield f"damaged, left aside: {event.reason}", "yellow"
+            instead = f"the result has the weights of this step, not of step {event.best_step}"
+            yield instead, "yellow"
         case events.Stopped():
             yield "stopped by a signal; everything is saved", "yellow"
 

@@ -133,7 +133,29 @@ class Finished:
     seconds: float
 
 
-Event = Started | Resumed | Stepped | Skipped | Shrunk | Evaluated | Saved | Stopped | Finished
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The checkpoint of the best step does not verify and was set aside: the result has the weights
+    of `step` instead."""
+
+    kind: ClassVar[str] = "dropped"
+    step: int
+    best_step: int
+    reason: str
+
+
+Event = (
+    Started
+    | Resumed
+    | Stepped
+    | Skipped
+    | Shrunk
+    | Evaluated
+    | Saved
+    | Stopped
+    | Finished
+    | Dropped
+)
 
 
 def to_record(event: Event) -> dict[str, Any]:

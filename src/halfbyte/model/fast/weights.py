@@ -45,16 +45,13 @@ PLACE: Final = "halfbyte_place"  # the attribute of a layer that stands in a blo
 
 def fault(layer: nn.Module, dtype: torch.dtype) -> str | None:
     """Why `dense` cannot give this layer's weight for products in `dtype`; None where it can."""
-    bias = getattr(layer, "bias", None)
-    if bias is not None and bias.requires_grad:
-        return "its bias is trained"
-    if place_of(layer) is not None:
-        return None  # quantized and frozen
     if not isinstance(layer, nn.Linear | Conv1D):
         return f"{type(layer).__name__} is not a linear layer known here"
     weight: Any = layer.weight
-    if weight.requires_grad:
-        return "its base weight is trained"
+    if weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad):
+        return "its base weight or bias is trained"
+    if place_of(layer) is not None:
+        return None  # quantized
     if isinstance(weight, bnb.nn.Params4bit):
         return None if weight.quant_state is not None else "its weight is not quantized yet"
     if isinstance(weight, bnb.nn.Int8Params) or (
