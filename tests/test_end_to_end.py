@@ -272,6 +272,26 @@ def test_what_is_wrong_is_said(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_standard_output_is_said(tmp_path: Path, unbuffered: str) -> None:
+    """Exit code 3 and no traceback, not even at exit, when what is waiting is written once more."""
+    with open("/dev/full", "wb") as full:  # noqa: PTH123 - no path of ours
+        done = subprocess.run(
+            [sys.executable, "-m", "halfbyte", "runs", "list"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 3
+    first, second = done.stderr.splitlines()
+    assert first == "error: standard output cannot be written: No space left on device"
+    assert second.startswith("next:  ")
+
+
 def test_a_command_group_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     """That is no error to be explained."""
     with pytest.raises(SystemExit) as stopped:
@@ -308,7 +328,7 @@ def test_a_run_that_is_nowhere_is_bad_input_for_every_command(
     place = 2 if words[0] == "runs" else 1
     with pytest.raises(SystemExit) as stopped:
         main([*words[:place], "no-such-run", *words[place:]])
-    printed = capsys.readouterr().err.strip()
+    printed = capsys.readouterr().err
     assert stopped.value.code == 2
     assert printed.startswith("error: no-such-run: n")
     assert "\nnext:  " in printed

@@ -103,6 +103,9 @@ def main(arguments: list[str] | None = None) -> Any:
     except BrokenPipeError:  # `halfbyte … | head` closes our output: that is no error
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        _say_unprinted(error)
+        sys.exit(3)
 
 
 def _say(message: str, hint: str) -> None:
@@ -110,6 +113,25 @@ def _say(message: str, hint: str) -> None:
     click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
     if hint:
         click.echo(click.style("next:  ", fg="cyan") + hint, err=True)
+
+
+def _say_unprinted(error: OSError) -> None:
+    """Say that nothing can be printed; an error of anything else goes on upwards."""
+    if error.errno is None or error.filename is not None or not _output_fails():
+        raise error
+    reason = f"standard output cannot be written: {error.strerror}"
+    _say(reason, "Free some space there, or send it elsewhere.")
+
+
+def _output_fails() -> bool:
+    """Whether nothing can be printed; what waits is dropped then, or Python would try at exit."""
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _usage(context: click.Context | None) -> str:

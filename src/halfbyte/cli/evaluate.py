@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -204,13 +204,17 @@ def _answers(done: Compared, show: int) -> Iterator[Table]:
 
 @contextmanager
 def _asking(**given: Any) -> Iterator[Asked]:
-    """What is asked, with progress shown while it is answered."""
+    """What is asked, with progress shown while it is answered: before that, rich's would leave an
+    empty line in front of an error."""
     from halfbyte import api
 
-    with Progress(console=console(), transient=True) as bar:
+    bar = Progress(console=console(), transient=True)
+    with ExitStack() as shown:
         tasks: dict[str, Any] = {}
 
         def show(what: str, done: int, total: int) -> None:
+            if not tasks:
+                shown.enter_context(bar)
             if what not in tasks:
                 tasks[what] = bar.add_task(escape(what), total=total)
             bar.update(tasks[what], completed=done)

@@ -16,7 +16,7 @@ from halfbyte.errors import HalfbyteError, InputError, ResourceError
 from halfbyte.run import failpoints
 
 TEMP_PREFIX: Final = ".tmp-"
-FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SHUT: Final = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _NO_PLACE: Final = {
     errno.ENOTDIR: "a file is where a folder should be",
@@ -218,7 +218,7 @@ def _gone_on_failure(temp: Path) -> Iterator[None]:
 
 def _failure(path: Path, needed: int, hint: str, error: OSError) -> HalfbyteError | None:
     """What a failed write means to whoever chose `path`; None where it says nothing about it."""
-    if error.errno in FULL:
+    if error.errno in _FULL:
         folder = next(one for one in path.absolute().parents if one.exists())
         free = shutil.disk_usage(folder).free
         wants = f"{needed:,} bytes are needed, " if needed else ""
