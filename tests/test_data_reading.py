@@ -228,7 +228,7 @@ LINE_FAULTS: dict[str, tuple[bytes, str, str]] = {
     "NaN": (b'{"instruction": "NaN", "response": NaN}', ":2: column 36", "null"),
     "infinity": (b'{"instruction": "Q", "response": -Infinity}', ":2: column 34", "null"),
     "digits": (b'{"response": "A", "n": -' + b"7" * 4_301 + b"}", ":2: column 24", "quotes"),
-    "latin-1": (b'{"instruction": "caf\xe9", "response": "A"}', ":2: column 21", "iconv -f latin1"),
+    "latin-1": (b'{"instruction": "caf\xe9", "response": "A"}', ":2: column 21", "> NEW.jsonl"),
     "cut line": (b'{"instruction": "Q", "resp', ":2: column 22", "close the quote"),
     "cut after a comma": (b'{"instruction": "Q",', ":2: column 21", "too early"),
     "raw tab": (b'{"instruction": "a\tb", "response": "A"}', ":2: column 19", "\\t"),

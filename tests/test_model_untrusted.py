@@ -100,6 +100,17 @@ def test_hostile_safetensors_are_refused(name: str, tmp_path: Path) -> None:
     assert peak < 100 << 20
 
 
+def test_a_file_that_ends_too_early_is_one_fault(tmp_path: Path) -> None:
+    """Not one for each tensor that is missing."""
+    path = tmp_path / "model.safetensors"
+    save_file({str(i): torch.ones(8) for i in range(9)}, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(IntegrityError, match="188 bytes of weights instead of 288") as error:
+        read_header(path)
+    assert error.value.hint
+    assert not error.value.faults
+
+
 def test_an_honest_file_is_read_as_safetensors_reads_it(tmp_path: Path) -> None:
     """Names, types, shapes and places agree with the reference writer's file."""
     tensors = {

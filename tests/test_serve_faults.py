@@ -122,6 +122,15 @@ def test_bad_values_are_refused(server: Running, wrong: dict[str, Any]) -> None:
     assert is_error(error)
 
 
+def test_what_is_no_json_and_what_is_not_supported_are_said_so(server: Running) -> None:
+    status, error, _ = server.ask("POST", CHAT, {"model": "red", "messages": QUESTION, "tools": []})
+    assert (status, error["error"]["param"]) == (400, "tools")
+    assert "does not support" in error["error"]["message"]
+    status, error, _ = server.ask("POST", CHAT, b"{bad", {"Content-Type": "application/json"})
+    assert (status, error["error"]["param"]) == (400, None)
+    assert error["error"]["message"].startswith("the body is not JSON: after 1 characters")
+
+
 def test_bad_bodies_are_refused_and_others_unaffected(world: World, server: Running) -> None:
     """Fault 23: a 10 MB prompt, deep JSON, no JSON, a wrong content type and a 64 KB header are
     refused in OpenAI's form, while a good request beside them gets its answer."""

@@ -147,14 +147,14 @@ def _parse_again(line: bytes) -> tuple[Mapping[str, Any] | Fault | None, str]:
 def _not_utf8(line: bytes, start: int) -> Fault:
     if line[:2] in {b"\xff\xfe", b"\xfe\xff"}:
         return Fault(
-            "not UTF-8", "column 1: the file is UTF-16", "iconv -f utf-16 -t utf-8 FILE > NEW"
+            "not UTF-8", "column 1: the file is UTF-16", "iconv -f utf-16 -t utf-8 FILE > NEW.jsonl"
         )
     column = len(line[:start].decode(errors="replace")) + 1
     return Fault(
         "not UTF-8",
         f"column {column}: byte 0x{line[start]:02X} is not UTF-8 "
         f"(in latin-1 it is {line[start : start + 1].decode('latin-1')!r})",
-        "iconv -f latin1 -t utf-8 FILE > NEW",
+        "iconv -f latin1 -t utf-8 FILE > NEW.jsonl",
     )
 
 
@@ -282,7 +282,8 @@ class _Elements:
         source = self._text[self._pos : end]
         self._skip_to(end)
         if not source.isascii() and (bad := _UNDECODED.search(source)):
-            return Raw(self._name, line, _undecoded(ord(bad.group()) - 0xDC00), source)
+            fault = _undecoded(ord(bad.group()) - 0xDC00, ".json")
+            return Raw(self._name, line, fault, source)
         return Raw(self._name, line, value)
 
     def _peek(self) -> str:
@@ -318,11 +319,11 @@ def _no_object() -> Fault:
     return Fault("not an object", "a row is an object in braces")
 
 
-def _undecoded(byte: int) -> Fault:
+def _undecoded(byte: int, suffix: str) -> Fault:
     return Fault(
         "not UTF-8",
         f"byte 0x{byte:02X} is not UTF-8 (in latin-1 it is {bytes([byte]).decode('latin-1')!r})",
-        "iconv -f latin1 -t utf-8 FILE > NEW",
+        f"iconv -f latin1 -t utf-8 FILE > NEW{suffix}",
     )
 
 
@@ -371,7 +372,7 @@ def _csv_row(name: str, line: int, header: Sequence[str], fields: Sequence[str])
         return Raw(name, line, fault, json.dumps(fields))
     for column, field in zip(header, fields, strict=True):
         if not field.isascii() and (bad := _UNDECODED.search(field)):
-            fault = _undecoded(ord(bad.group()) - 0xDC00)
+            fault = _undecoded(ord(bad.group()) - 0xDC00, ".csv")
             fault = Fault(fault.kind, f"column {column!r}: {fault.detail}", fault.mend)
             return Raw(name, line, fault, json.dumps(fields))
     return Raw(name, line, dict(zip(header, fields, strict=True)))

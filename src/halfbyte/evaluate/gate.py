@@ -107,7 +107,8 @@ def enforce(findings: Sequence[Finding]) -> None:
         raise GateError(
             f"{len(failed)} of {len(findings)} requirements not met:",
             [f"{finding.requirement.text}: {finding.evidence}" for finding in failed],
-            "More held-out rows narrow the interval; `halfbyte report RUN` shows all scores.",
+            "More held-out rows narrow the interval; `halfbyte report RUN` writes a page with all "
+            "scores.",
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,7 @@ def _checked(path: Path, table: dict[str, Any], data: int) -> dict[str, TensorIn
         raise IntegrityError(f"{path}: __metadata__ may only hold texts")
     if not table:
         raise IntegrityError(f"{path}: holds no tensors")
+    _refuse_short(path, table, data)
     tensors: dict[str, TensorInfo] = {}
     faults: list[str] = []
     for name, entry in table.items():
@@ -160,6 +162,18 @@ def _checked(path: Path, table: dict[str, Any], data: int) -> dict[str, TensorIn
         count = f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''} in its header:"
         raise IntegrityError(count, faults[:_SHOWN])
     return tensors
+
+
+def _refuse_short(path: Path, table: dict[str, Any], data: int) -> None:
+    """Say it in one line where a file ends too early and nothing else is wrong with its header."""
+    found = [_tensor(entry, sys.maxsize) for entry in table.values()]
+    whole = [one for one in found if isinstance(one, TensorInfo)]
+    end = max((one.stop for one in whole), default=0)
+    if end > data and len(whole) == len(found):
+        raise IntegrityError(
+            f"{path}: is cut short: {data:,} bytes of weights instead of {end:,}",
+            hint="Copy or fetch it again.",
+        )
 
 
 def _tensor(entry: Any, data: int) -> TensorInfo | str:

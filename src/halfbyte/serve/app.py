@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -111,10 +111,18 @@ def _explained(faults: Sequence[Any]) -> RefusedError:
     """The first faults in words; `param` is the place of the first. What was sent is not repeated:
     it may be long, or no JSON at all.
     """
+    if faults[0]["type"] == "json_invalid":
+        after, why = faults[0]["loc"][-1], faults[0].get("ctx", {}).get("error", "")
+        return RefusedError(400, f"the body is not JSON: after {after} characters: {why}")
     places = [_place(cast("Sequence[object]", fault["loc"])) for fault in faults]
-    said = [f"{place}: {fault['msg']}" for place, fault in zip(places, faults, strict=True)]
+    said = [f"{place}: {_words(fault)}" for place, fault in zip(places, faults, strict=True)]
     more = f" (and {len(said) - 3} more)" if len(said) > 3 else ""
     return RefusedError(400, "; ".join(said[:3]) + more, param=places[0][:200])
+
+
+def _words(fault: Mapping[str, Any]) -> str:
+    unknown = fault["type"] == "extra_forbidden"
+    return "this server does not support it" if unknown else str(fault["msg"])
 
 
 def _place(location: Sequence[object]) -> str:
