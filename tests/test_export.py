@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from halfbyte.cli import cli
 from halfbyte.data.records import Message
 from halfbyte.errors import InputError
 from halfbyte.ship import export as ship
@@ -266,6 +268,21 @@ def test_vllm_export(llama: Path, tmp_path: Path) -> None:
     dora = adapter(llama, tmp_path / "dora", use_dora=True)
     with pytest.raises(InputError, match="DoRA"):
         ship.export_vllm({"a": dora}, "org/base", tmp_path / "no", shipment)
+
+
+@pytest.mark.parametrize(
+    ("kind", "got", "noted"),
+    [("q8_0", [1, 3], True), ("q8_0", [1, 2], False), ("f16", [1, 3], False)],
+)
+def test_what_rounding_does_to_answers_is_said_where_they_differ(
+    kind: str, got: list[int], noted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greedy = Agreement.of([[1, 2]], [got])
+    report = ExportReport("gguf", "out", ("x.gguf",), Agreement.of([[1]], [[1]]), greedy)
+    monkeypatch.setattr("halfbyte.api.export", lambda *_: report)
+    done = CliRunner().invoke(cli, ["export", "run", "--to", "gguf", "--type", kind])
+    assert done.exit_code == 0, done.output
+    assert ("--type f16" in done.output) == noted
 
 
 def test_parting_is_located() -> None:

@@ -10,6 +10,7 @@ import click
 from halfbyte.cli.heavy import before_torch
 from halfbyte.errors import InputError
 
+_EXACT = ("f32", "f16")  # kinds of GGUF whose answers are the same (DECISIONS.md)
 _TARGETS = ("peft", "safetensors", "gguf", "ollama", "vllm")
 
 
@@ -93,6 +94,12 @@ def export(
     how = api.Exporting(target, out, kind, adapter_only=adapter_only, answers=answers)
     report = api.export(run, how, runs)
     _print(report.lines())
+    parted = report.greedy is not None and report.greedy.first is not None
+    if parted and target == "gguf" and kind not in _EXACT:
+        click.echo(
+            f"note: {kind} rounds the weights, so close choices may fall otherwise, and an answer "
+            "counts as lost from its first token that differs. --type f16 keeps the answers."
+        )
 
 
 def _weighted(text: str) -> tuple[str, float]:
