@@ -16,6 +16,7 @@ from halfbyte.config import resolve as resolve_config
 from halfbyte.errors import InputError, IntegrityError, MissingError
 from halfbyte.model import compute, quantize
 from halfbyte.model.bases import Base, resolve
+from halfbyte.model.cache import build_folder
 from halfbyte.model.fast.weights import keep_as_quantized
 from halfbyte.model.kept import find_kept, keep
 from halfbyte.model.load import Form, form_of, load_base
@@ -63,6 +64,20 @@ def as_quantized(model: nn.Module) -> nn.Module:
     """Without bitsandbytes' other format for AVX512-BF16, whose numbers differ."""
     keep_as_quantized(model)
     return model
+
+
+@pytest.mark.parametrize("name", ["plain", "odd [q4] name"])
+def test_what_a_killed_build_left_in_the_cache_goes_with_the_next_one(
+    tmp_path: Path, name: str
+) -> None:
+    """Of the same folder only, whatever signs its name has: others may be under way."""
+    left, others = tmp_path / f".{name}.a1.partial", tmp_path / ".other.a1.partial"
+    left.mkdir()
+    others.mkdir()
+    built = build_folder(tmp_path / name, lambda folder: None)
+    assert built.is_dir()
+    assert not left.exists()
+    assert others.is_dir()
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 from typing import Final
 
@@ -65,7 +66,7 @@ def build_folder(folder: Path, build: Callable[[Path], None]) -> Path:
 
 
 def _build_locked(folder: Path, build: Callable[[Path], None]) -> None:
-    for stale in folder.parent.glob(f".{folder.name}.*.partial"):
+    for stale in folder.parent.glob(f".{escape(folder.name)}.*.partial"):
         shutil.rmtree(stale, ignore_errors=True)  # left by a process that was killed
     temporary = Path(
         tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent)
