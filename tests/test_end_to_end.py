@@ -22,7 +22,7 @@ from halfbyte.cli import cli, main
 from halfbyte.config import load_config
 from halfbyte.config.recipes import find, shipped
 from halfbyte.errors import InputError, ResourceError
-from halfbyte.run import RunFolder, read_metrics
+from halfbyte.run import RunFolder, read_metrics, summarize
 from halfbyte.train import Dropped, Evaluated, Finished
 from halfbyte.train.state import MicroBatch
 from tests.tiny import tiny_base
@@ -181,6 +181,8 @@ def test_a_damaged_best_checkpoint_leaves_a_run_with_its_last_weights(
     last = load_file(training.run.checkpoint(4) / "weights.safetensors")
     sums = (sorted(float(one.double().sum()) for one in some.values()) for some in (result, last))
     assert next(sums) == next(sums)
+    summary = summarize(training.run)
+    assert (summary.status, summary.held_out, summary.best_step) == ("finished", None, None)
     losses = [one.loss for one in events if isinstance(one, Evaluated)]
     assert f"| loss | {losses[-1]:.4f} |" in (training.run.adapter / "README.md").read_text()
 

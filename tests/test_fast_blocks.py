@@ -18,9 +18,10 @@ SHAPES = ((64, 96), (64, 32), (128, 64))  # inputs, outputs
 
 
 def quantized(ins: int, outs: int, **settings: Any) -> bnb.nn.Linear4bit:
-    """A layer without doubly quantized constants."""
+    """A frozen layer without doubly quantized constants."""
     settings = {"quant_type": "nf4", "compress_statistics": False, **settings}
-    return bnb.nn.Linear4bit(ins, outs, compute_dtype=torch.float32, **settings).to("cpu")
+    layer = bnb.nn.Linear4bit(ins, outs, compute_dtype=torch.float32, **settings).to("cpu")
+    return layer.requires_grad_(False)
 
 
 class Decoder(GradientCheckpointingLayer):

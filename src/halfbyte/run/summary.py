@@ -24,7 +24,8 @@ class RunSummary:
 
     `status`: `new` before the first step, `running` while a process holds it, `finished`,
     `interrupted` by a signal (resume goes on), `stopped` by a failure or a kill. `loss`: of the
-    last step; `held_out`: the best held-out loss (both in nats a trained token). `bytes`: on disk.
+    last step; `held_out`: the best held-out loss (both in nats a trained token), None where the
+    weights that had it are lost. `bytes`: on disk.
     """
 
     name: str
@@ -83,6 +84,8 @@ def _facts(records: Iterable[Record]) -> dict[str, Any]:
                 facts["loss"] = None  # the step has no loss: an older one would be stale
             case "evaluated" if record.get("best"):
                 facts |= {"held_out": record.get("loss"), "best_step": record.get("step")}
+            case "dropped":  # the best weights are lost: the result is not theirs
+                facts |= {"held_out": None, "best_step": None}
             case "stopped":
                 facts["status"] = "interrupted"
             case "finished":

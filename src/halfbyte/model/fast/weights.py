@@ -48,7 +48,7 @@ def fault(layer: nn.Module, dtype: torch.dtype) -> str | None:
     if not isinstance(layer, nn.Linear | Conv1D):
         return f"{type(layer).__name__} is not a linear layer known here"
     weight: Any = layer.weight
-    if weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad):
+    if weight.requires_grad or _learns(layer.bias):
         return "its base weight or bias is trained"
     if place_of(layer) is not None:
         return None  # quantized
@@ -59,6 +59,11 @@ def fault(layer: nn.Module, dtype: torch.dtype) -> str | None:
     ):
         return None
     return f"its weight is a {type(weight).__name__} of {weight.dtype}, its input {dtype}"
+
+
+def _learns(bias: torch.Tensor | None) -> bool:
+    """Whether a gradient by it is wanted now: bases that only answer are not frozen."""
+    return bias is not None and bias.requires_grad and torch.is_grad_enabled()
 
 
 def features(layer: nn.Module) -> tuple[int, int]:
