@@ -57,6 +57,13 @@ def test_the_readme_has_commands_and_shows_every_recipe() -> None:
         assert f"`{name}`" in text
 
 
+def test_the_readme_says_how_the_shell_finds_halfbyte_first() -> None:
+    """`make demo` installs into .venv; the first block of commands begins by activating it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    first = next(b for b in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "halfbyte " in b)
+    assert first.startswith(". .venv/bin/activate")
+
+
 def test_the_settings_in_the_docs_are_settings() -> None:
     """Every KEY.SUB=VALUE of a train command is accepted."""
     seen = 0
