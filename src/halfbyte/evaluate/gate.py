@@ -126,7 +126,8 @@ def _judge(one: Requirement, base: Column, tuned: Column, draw: Resampling) -> F
     pair, _ = pair_of(base, tuned)
     rows = len(pair)
     if rows < MIN_ROWS:
-        return Finding(one, False, f"only {rows} rows; at least {MIN_ROWS} are needed")
+        few = f"only {rows} row{'s' if rows != 1 else ''}; with fewer than {MIN_ROWS} "
+        return Finding(one, False, few + "no requirement is met, whatever the difference")
 
     def gap(of_base: Floats, of_tuned: Floats) -> Floats:
         return of_tuned - (one.factor * of_base + one.offset)
