@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from halfbyte.cli import cli
 from halfbyte.config import DataSettings
 from halfbyte.data.example_json import dump_example, load_example
 from halfbyte.data.faults import LISTED, Fault
@@ -515,3 +517,12 @@ def test_built_in_data_by_name() -> None:
     with pytest.raises(DataError) as error:
         find_source("builtin:none")
     assert "builtin:tutor" in error.value.hint
+
+
+def test_rows_left_out_of_a_converted_file_are_said(tmp_path: Path) -> None:
+    """Also where none is written to a file of rejects; one row is not `1 rows`."""
+    source, target = tmp_path / "rows.jsonl", tmp_path / "new.jsonl"
+    source.write_text(GOOD % 1 + '{"instruction": "", "response": "A"}\n')
+    words = ["data", "convert", str(source), str(target)]
+    done = CliRunner().invoke(cli, [*words, "data.skip_bad=true"], catch_exceptions=False)
+    assert f"{target}: 1 row, instruction; left out: 1 empty prompt\n" in done.output

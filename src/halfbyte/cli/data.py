@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from halfbyte.data.formats import FormatName
+    from halfbyte.data.table import Table
 
 FORMATS = ("messages", "sharegpt", "completion", "instruction", "text")
 _RECIPES = (".yaml", ".yml")
@@ -83,10 +84,18 @@ def check(words: tuple[str, ...], skip_bad: bool, as_json: bool) -> None:
 
 
 def _check_without_base(config: Config, out: Console) -> None:
+    from halfbyte.cli.show import counted
     from halfbyte.data.table import read_table
 
     with read_table(config.data.train, config.data) as table:
-        out.print(f"{config.data.train}: {len(table):,} rows, {table.format}")
+        rows = counted(len(table), "row")
+        left = _left_out(table)
+        out.print(f"{config.data.train}: {rows}, {table.format}{left}", markup=False)
+
+
+def _left_out(table: Table) -> str:
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in table.bad.items())
+    return f"; left out: {kinds}" if kinds else ""
 
 
 @data.command()
@@ -144,6 +153,7 @@ def split(
 
     Rows with the same prompt stay together, and the order of the rows does not matter.
     """
+    from halfbyte.cli.show import counted
     from halfbyte.data.split import choose_held_out
     from halfbyte.data.table import read_table
     from halfbyte.data.writers import write_rows
@@ -157,7 +167,9 @@ def split(
         for part, chosen in (("train", ~out), ("valid", out)):
             places = chosen.nonzero()[0].tolist()
             write_rows(targets[part], partial(table.rows, table.format.name, places))
-            click.echo(f"{targets[part]}: {len(places):,} rows")
+            click.echo(f"{targets[part]}: {counted(len(places), 'row')}")
+        if table.bad:
+            click.echo(f"{source}{_left_out(table)}")
 
 
 @data.command()
@@ -173,6 +185,7 @@ def convert(
 
     The rows keep their format unless --to names another.
     """
+    from halfbyte.cli.show import counted
     from halfbyte.data.table import read_table
     from halfbyte.data.writers import write_rows
 
@@ -181,7 +194,7 @@ def convert(
     with read_table(config.data.train, config.data) as table:
         chosen = form or table.format.name
         write_rows(target, partial(table.rows, chosen))
-        click.echo(f"{target}: {len(table):,} rows, {chosen}")
+        click.echo(f"{target}: {counted(len(table), 'row')}, {chosen}{_left_out(table)}")
 
 
 def _refuse_existing(paths: Iterable[Path], force: bool) -> None:

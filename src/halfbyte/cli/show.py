@@ -38,6 +38,11 @@ def size(count: float) -> str:
     return f"{count:,.2f} GB"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """A time for people: 0.42 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 10:

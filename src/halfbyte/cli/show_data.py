@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from halfbyte.cli.show import counted
+
 if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +56,7 @@ def show_report(out: Console, report: Report, settings: DataSettings) -> None:
 def _set_words(one: SetReport) -> str:
     share = one.trained_tokens / max(one.tokens, 1)
     return (
-        f"{one.rows:,} rows from {one.source}: {one.tokens:,} tokens, "
+        f"{counted(one.rows, 'row')} from {one.source}: {counted(one.tokens, 'token')}, "
         f"{one.trained_tokens:,} trained ({share:.0%})"
     )
 
@@ -64,10 +66,12 @@ def _length_words(one: SetReport, settings: DataSettings) -> str:
     losses = one.losses
     lost = []
     if losses.rows_dropped:
-        lost.append(f"{losses.rows_dropped:,} rows ({losses.tokens_dropped:,} tokens) left out")
+        lost.append(
+            f"{counted(losses.rows_dropped, 'row')} ({losses.tokens_dropped:,} tokens) left out"
+        )
     if losses.rows_cut:
         lost.append(
-            f"{losses.rows_cut:,} prompts cut ({losses.tokens_cut:,} tokens, "
+            f"{counted(losses.rows_cut, 'prompt')} cut ({losses.tokens_cut:,} tokens, "
             f"{losses.trained_cut:,} of them trained)"
         )
     above = f"; above {settings.max_length:,}: {', '.join(lost)}" if lost else ""
@@ -143,7 +147,7 @@ def show_counts(out: Console, prepared: Prepared) -> None:
     for name, one in counts(prepared).items():
         share = one["trained_tokens"] / max(one["tokens"], 1)
         out.print(
-            f"[bold]{name}[/]  {one['rows']:,} rows, {one['prompts']:,} prompts, "
+            f"[bold]{name}[/]  {counted(one['rows'], 'row')}, {counted(one['prompts'], 'prompt')}, "
             f"{one['tokens']:,} tokens, {one['trained_tokens']:,} trained ({share:.0%})"
         )
         edges, heights = one["lengths"]["edges"], one["lengths"]["rows"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,12 @@ from halfbyte.errors import DataError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """Checked rows; they wait on disk while the table is open."""
+    """Checked rows; they wait on disk while the table is open. `bad`: rows left out by kind of
+    fault."""
 
     _staged: Staged
     notes: tuple[str, ...]
+    bad: Mapping[str, int]
 
     @property
     def format(self) -> Format:
@@ -74,4 +76,4 @@ def read_table(name: str, settings: DataSettings, limit: int | None = None) -> I
         staged = stage(find_source(name), reading, Path(folder) / "staged", faults)
         if faults and not settings.skip_bad:
             raise faults.error(staged.rows, name)
-        yield Table(staged, faults.notes)
+        yield Table(staged, faults.notes, dict(faults.counts))
