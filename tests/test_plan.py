@@ -28,6 +28,7 @@ from halfbyte.model.arrange import Wishes, arrange
 from halfbyte.model.budget import Load, Way, base_bytes, memory, trained
 from halfbyte.model.catalogue import CATALOGUE
 from halfbyte.model.fast import checkpoint
+from halfbyte.model.fast.weights import SMALL
 from halfbyte.model.load import form_of
 from halfbyte.model.loss import TokenLoss
 from halfbyte.model.pace import CARDS, card_pace, operations, step_seconds
@@ -396,3 +397,13 @@ def test_a_refusal_says_what_would_fit(base: Path, monkeypatch: pytest.MonkeyPat
     words = (f"model.base={base}", "method=full", "train.memory_limit=1.0MB")
     plan = plan_training(load_config(None, words), timed=False)
     assert "train.memory_limit" in plan.over
+
+
+def test_models_list_and_plan_differ_by_what_the_list_says() -> None:
+    """Layers below 2^20 weights hold 3 bytes more for 64 of them."""
+    for entry in CATALOGUE:
+        shape = shape_of(catalogue_config(SIZES[entry.name]))
+        way = Way("qlora", 2, 2, "nf4")
+        small = sum(one.weights for one in shape.linear if one.weights < SMALL)
+        planned = base_bytes(shape, way)
+        assert planned == pytest.approx(entry.quantized_bytes() + 3 * small / 64, rel=1e-3)

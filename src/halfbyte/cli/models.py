@@ -14,6 +14,11 @@ from rich.table import Table
 from halfbyte.model.bases import is_here
 from halfbyte.model.catalogue import CATALOGUE, Entry
 
+_COUNTED = (
+    "16-bit, 4-bit: the weights alone, 4-bit as nf4 with double quantization. In memory layers "
+    "below a million weights take 3 bytes more for 64 of them: `halfbyte plan` counts that."
+)
+
 
 @click.group()
 def models() -> None:
@@ -44,7 +49,9 @@ def list_models(as_json: bool) -> None:
             entry.licence + (" (gated)" if entry.gated else ""),
             entry.about,
         )
-    Console().print(table)
+    out = Console()
+    out.print(table)
+    out.print(_COUNTED, style="dim")
 
 
 @models.command("pull")
